@@ -1,0 +1,310 @@
+//! The one loop of a job: events go into the protocol, its outputs become effects.
+//!
+//! Gradients move by ownership: the worker fills a bucket's buffer and gives it up; the driver
+//! keeps it untouched until the commit, for the case that the step has to be exchanged again, and
+//! reduces into a second set of buffers. No lock is shared with the computation.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use p2ptrain_protocol::id::{Digest, PeerId, Step};
+use p2ptrain_protocol::limits;
+use p2ptrain_protocol::peer::{
+    Combine, Message, OrderId, OrderReport, Output, Peer, PieceHeader, PieceVerdict, Source,
+};
+
+use crate::effect::{ApplyOrder, ComputeOrder, Effects, End};
+
+#[cfg(test)]
+mod tests;
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A connection is up, authenticated on both sides.
+    Connected(PeerId),
+    /// A peer is gone; `certain` if its process is.
+    Lost {
+        /// Who.
+        peer: PeerId,
+        /// Whether the process is known to be gone.
+        certain: bool,
+    },
+    /// A message of the ordered stream.
+    Message {
+        /// Sender.
+        from: PeerId,
+        /// The message.
+        message: Message,
+    },
+    /// A piece of a gradient.
+    Piece {
+        /// Sender.
+        from: PeerId,
+        /// Its name.
+        header: PieceHeader,
+        /// Little-endian f32.
+        payload: Bytes,
+    },
+    /// An order's gradient of a bucket is complete.
+    BucketReady {
+        /// The order.
+        order: OrderId,
+        /// The bucket.
+        bucket: usize,
+        /// Its buffer.
+        gradient: Vec<f32>,
+    },
+    /// An order is done.
+    Computed {
+        /// The order.
+        order: OrderId,
+        /// Losses and time.
+        report: OrderReport,
+    },
+    /// State is in place.
+    StateFetched(Step),
+    /// State could not be had from anybody.
+    StateFailed(Step),
+    /// A commit is applied.
+    Applied {
+        /// The step.
+        step: Step,
+        /// Digests of each block's parameters, at the steps where replicas are compared.
+        block_digests: Vec<Digest>,
+        /// The gradient buffers, to be used again.
+        gradients: Vec<Vec<f32>>,
+    },
+    /// The user wants to leave at the end of the step.
+    Leave,
+}
+
+/// One job on one peer.
+#[derive(Debug)]
+pub struct Driver {
+    peer: Peer,
+    /// This peer's own gradient, by bucket; empty while the worker has it.
+    local: Vec<Vec<f32>>,
+    /// The reduced gradient, by bucket.
+    reduced: Vec<Vec<f32>>,
+    /// Received pieces that wait for their turn.
+    kept: BTreeMap<PieceHeader, Bytes>,
+    /// Orders that wait until the buffers are back.
+    waiting: VecDeque<Waiting>,
+    /// The order that the worker has.
+    running: Option<OrderId>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    order: OrderId,
+    step: Step,
+    work: Vec<std::ops::Range<u32>>,
+    fresh: bool,
+}
+
+impl Driver {
+    /// Drives `peer`.
+    pub fn new(peer: Peer) -> Self {
+        let buckets = peer.geometry().bucket_lens.len();
+        Self {
+            peer,
+            local: vec![Vec::new(); buckets],
+            reduced: vec![Vec::new(); buckets],
+            kept: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            running: None,
+        }
+    }
+
+    /// The protocol's state, for display.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Starts: performs what the protocol wants at its beginning.
+    pub fn start(&mut self, effects: &mut impl Effects) {
+        self.drain(effects);
+    }
+
+    /// Takes in one event and performs all that follows from it.
+    pub fn handle(&mut self, event: Event, effects: &mut impl Effects) {
+        match event {
+            Event::Connected(peer) => self.peer.handle_connected(peer),
+            Event::Lost { peer, certain } => self.peer.handle_lost(peer, certain),
+            Event::Message { from, message } => self.peer.handle_message(from, message),
+            Event::Piece { from, header, payload } => self.piece(from, header, payload, effects),
+            Event::BucketReady { order, bucket, gradient } => {
+                self.local[bucket] = gradient;
+                self.peer.handle_bucket_ready(order, bucket);
+            }
+            Event::Computed { order, report } => {
+                self.running = None;
+                self.peer.handle_computed(order, &report);
+            }
+            Event::StateFetched(step) => self.peer.handle_state(step),
+            Event::StateFailed(step) => self.peer.handle_state_failed(step),
+            Event::Applied { step, block_digests, gradients } => {
+                for (bucket, gradient) in gradients.into_iter().enumerate() {
+                    // A lone peer's own gradient went away with the apply; others' reduced one.
+                    let lone = self.local[bucket].is_empty();
+                    let slot = if lone { &mut self.local } else { &mut self.reduced };
+                    slot[bucket] = gradient;
+                }
+                self.peer.handle_applied(step, block_digests);
+            }
+            Event::Leave => self.peer.leave(),
+        }
+        self.drain(effects);
+    }
+
+    fn piece(
+        &mut self,
+        from: PeerId,
+        header: PieceHeader,
+        payload: Bytes,
+        effects: &mut impl Effects,
+    ) {
+        if payload.len() > limits::PIECE_BYTES_MAX || !payload.len().is_multiple_of(4) {
+            let reason = format!(
+                "a piece of {} bytes; expected a multiple of 4 up to {}",
+                payload.len(),
+                limits::PIECE_BYTES_MAX
+            );
+            effects.refuse(from, reason);
+            return;
+        }
+        if self.kept.contains_key(&header) {
+            effects.refuse(from, format!("piece {:?} came twice", header.piece));
+            return;
+        }
+        self.kept.insert(header, payload);
+        match self.peer.handle_piece(from, header) {
+            Ok(PieceVerdict::Keep) => {}
+            Ok(PieceVerdict::Stale) => drop(self.kept.remove(&header)),
+            Err(error) => {
+                self.kept.remove(&header);
+                effects.refuse(from, error.to_string());
+            }
+        }
+    }
+
+    fn drain(&mut self, effects: &mut impl Effects) {
+        while let Some(output) = self.peer.poll_output() {
+            match output {
+                Output::Send { to, message } => effects.send(to, message),
+                Output::SendPiece { to, header, range, source } => {
+                    let buffers = match source {
+                        Source::Local => &self.local,
+                        Source::Reduced => &self.reduced,
+                    };
+                    let values = &buffers[header.bucket as usize][as_usize(&range)];
+                    effects.send_piece(to, header, to_bytes(values));
+                }
+                Output::Combine { header, range, combine } => {
+                    self.combine(header, &range, combine, effects);
+                }
+                Output::Discard(header) => drop(self.kept.remove(&header)),
+                Output::DropAttempt(attempt) => {
+                    self.kept.retain(|header, _| header.attempt != attempt);
+                }
+                Output::Compute { order, step, work, fresh } => {
+                    self.waiting.push_back(Waiting { order, step, work, fresh });
+                }
+                Output::FetchState { step, from } => effects.fetch_state(step, from),
+                Output::Commit(commit) => {
+                    effects.committed(&commit);
+                    if commit.apply {
+                        let source =
+                            if commit.alone { &mut self.local } else { &mut self.reduced };
+                        let gradients = source.iter_mut().map(std::mem::take).collect();
+                        effects.apply(ApplyOrder { step: commit.step, gradients });
+                    }
+                }
+                Output::NewIncarnation(incarnation) => effects.new_incarnation(incarnation),
+                Output::Notice(notice) => effects.notice(notice),
+                Output::Left => effects.ended(End::Left),
+                Output::Finished => effects.ended(End::Finished),
+            }
+        }
+        self.next_order(effects);
+    }
+
+    /// Hands the next order to the worker once it has given back the buffers of the last.
+    fn next_order(&mut self, effects: &mut impl Effects) {
+        if self.running.is_some() {
+            return;
+        }
+        let Some(next) = self.waiting.pop_front() else { return };
+        let lens = &self.peer.geometry().bucket_lens;
+        let mut gradients: Vec<Vec<f32>> = self.local.iter_mut().map(std::mem::take).collect();
+        for (gradient, len) in gradients.iter_mut().zip(lens) {
+            if next.fresh || gradient.len() as u64 != *len {
+                gradient.clear();
+                gradient.resize(*len as usize, 0.0);
+            }
+        }
+        self.running = Some(next.order);
+        effects.compute(ComputeOrder {
+            order: next.order,
+            step: next.step,
+            work: next.work,
+            gradients,
+        });
+    }
+
+    fn combine(
+        &mut self,
+        header: PieceHeader,
+        range: &std::ops::Range<u64>,
+        combine: Combine,
+        effects: &mut impl Effects,
+    ) {
+        let payload = self.kept.remove(&header).expect("the protocol names kept pieces only");
+        let bucket = header.bucket as usize;
+        let range = as_usize(range);
+        if payload.len() != range.len() * 4 {
+            // The header was right and the length is not: the values can't be used, and without
+            // them the attempt can't end. Breaking the link makes it a loss like any other.
+            let reason = format!("{} bytes for {} elements", payload.len(), range.len());
+            if let Some(attempt) = self.peer.attempt() {
+                let sender = predecessor(attempt.group(), &self.peer);
+                effects.refuse(sender, reason);
+            }
+            return;
+        }
+        let len = self.peer.geometry().bucket_lens[bucket] as usize;
+        self.reduced[bucket].resize(len, 0.0);
+        let out = &mut self.reduced[bucket][range.clone()];
+        match combine {
+            Combine::Copy => copy_le(out, &payload),
+            Combine::Add => add_le(out, &self.local[bucket][range], &payload),
+        }
+    }
+}
+
+/// The ring neighbour that sends to this peer.
+fn predecessor(group: &[PeerId], peer: &Peer) -> PeerId {
+    let rank = group.iter().position(|member| *member == peer.me()).unwrap_or(0);
+    group[(rank + group.len() - 1) % group.len()]
+}
+
+fn as_usize(range: &std::ops::Range<u64>) -> std::ops::Range<usize> {
+    range.start as usize..range.end as usize
+}
+
+fn to_bytes(values: &[f32]) -> Bytes {
+    Bytes::copy_from_slice(bytemuck::cast_slice(values))
+}
+
+fn copy_le(out: &mut [f32], payload: &[u8]) {
+    for (out, bytes) in out.iter_mut().zip(payload.chunks_exact(4)) {
+        *out = f32::from_le_bytes(bytes.try_into().expect("chunks of four"));
+    }
+}
+
+fn add_le(out: &mut [f32], local: &[f32], payload: &[u8]) {
+    for ((out, local), bytes) in out.iter_mut().zip(local).zip(payload.chunks_exact(4)) {
+        *out = f32::from_le_bytes(bytes.try_into().expect("chunks of four")) + local;
+    }
+}
