@@ -10,7 +10,7 @@ use bytes::Bytes;
 use p2ptrain_protocol::id::{Digest, PeerId, Step};
 use p2ptrain_protocol::limits;
 use p2ptrain_protocol::peer::{
-    Combine, Message, OrderId, OrderReport, Output, Peer, PieceHeader, PieceVerdict, Source,
+    Message, OrderId, OrderReport, Output, Peer, PieceHeader, PieceVerdict,
 };
 
 use crate::effect::{ApplyOrder, ComputeOrder, Effects, End};
@@ -178,8 +178,9 @@ impl Driver {
             effects.refuse(from, format!("piece {:?} came twice", header.piece));
             return;
         }
+        let elements = payload.len() / 4;
         self.kept.insert(header, payload);
-        match self.peer.handle_piece(from, header) {
+        match self.peer.handle_piece(from, header, elements) {
             Ok(PieceVerdict::Keep) => {}
             Ok(PieceVerdict::Stale) => drop(self.kept.remove(&header)),
             Err(error) => {
@@ -193,16 +194,26 @@ impl Driver {
         while let Some(output) = self.peer.poll_output() {
             match output {
                 Output::Send { to, message } => effects.send(to, message),
-                Output::SendPiece { to, header, range, source } => {
-                    let buffers = match source {
-                        Source::Local => &self.local,
-                        Source::Reduced => &self.reduced,
-                    };
-                    let values = &buffers[header.bucket as usize][as_usize(&range)];
-                    effects.send_piece(to, header, to_bytes(values));
+                Output::SendLocal { forward, range } => {
+                    let values = &self.local[forward.header.bucket as usize][range];
+                    let payload = Bytes::copy_from_slice(bytemuck::cast_slice(values));
+                    effects.send_piece(forward.to, forward.header, payload);
                 }
-                Output::Combine { header, range, combine } => {
-                    self.combine(header, &range, combine, effects);
+                Output::Reduce { header, range, forward, complete } => {
+                    let bucket = header.bucket as usize;
+                    let payload = self.take_kept(&header);
+                    let sum = add_le(&payload, &self.local[bucket][range.clone()]);
+                    if complete {
+                        copy_le(&mut self.reduced_bucket(bucket)[range], &sum);
+                    }
+                    effects.send_piece(forward.to, forward.header, sum);
+                }
+                Output::Store { header, range, forward } => {
+                    let payload = self.take_kept(&header);
+                    copy_le(&mut self.reduced_bucket(header.bucket as usize)[range], &payload);
+                    if let Some(forward) = forward {
+                        effects.send_piece(forward.to, forward.header, payload);
+                    }
                 }
                 Output::Discard(header) => drop(self.kept.remove(&header)),
                 Output::DropAttempt(attempt) => {
@@ -249,62 +260,37 @@ impl Driver {
             order: next.order,
             step: next.step,
             work: next.work,
+            micro_batches: self.peer.geometry().items(next.step).train,
             gradients,
         });
     }
 
-    fn combine(
-        &mut self,
-        header: PieceHeader,
-        range: &std::ops::Range<u64>,
-        combine: Combine,
-        effects: &mut impl Effects,
-    ) {
-        let payload = self.kept.remove(&header).expect("the protocol names kept pieces only");
-        let bucket = header.bucket as usize;
-        let range = as_usize(range);
-        if payload.len() != range.len() * 4 {
-            // The header was right and the length is not: the values can't be used, and without
-            // them the attempt can't end. Breaking the link makes it a loss like any other.
-            let reason = format!("{} bytes for {} elements", payload.len(), range.len());
-            if let Some(attempt) = self.peer.attempt() {
-                let sender = predecessor(attempt.group(), &self.peer);
-                effects.refuse(sender, reason);
-            }
-            return;
-        }
+    fn take_kept(&mut self, header: &PieceHeader) -> Bytes {
+        self.kept.remove(header).expect("the protocol names pieces that it was given, once each")
+    }
+
+    fn reduced_bucket(&mut self, bucket: usize) -> &mut [f32] {
         let len = self.peer.geometry().bucket_lens[bucket] as usize;
         self.reduced[bucket].resize(len, 0.0);
-        let out = &mut self.reduced[bucket][range.clone()];
-        match combine {
-            Combine::Copy => copy_le(out, &payload),
-            Combine::Add => add_le(out, &self.local[bucket][range], &payload),
-        }
+        &mut self.reduced[bucket]
     }
 }
 
-/// The ring neighbour that sends to this peer.
-fn predecessor(group: &[PeerId], peer: &Peer) -> PeerId {
-    let rank = group.iter().position(|member| *member == peer.me()).unwrap_or(0);
-    group[(rank + group.len() - 1) % group.len()]
-}
-
-fn as_usize(range: &std::ops::Range<u64>) -> std::ops::Range<usize> {
-    range.start as usize..range.end as usize
-}
-
-fn to_bytes(values: &[f32]) -> Bytes {
-    Bytes::copy_from_slice(bytemuck::cast_slice(values))
-}
-
+/// `out = payload`; both have the length that the protocol has checked.
 fn copy_le(out: &mut [f32], payload: &[u8]) {
-    for (out, bytes) in out.iter_mut().zip(payload.chunks_exact(4)) {
-        *out = f32::from_le_bytes(bytes.try_into().expect("chunks of four"));
-    }
+    bytemuck::cast_slice_mut::<f32, u8>(out).copy_from_slice(payload);
 }
 
-fn add_le(out: &mut [f32], local: &[f32], payload: &[u8]) {
-    for ((out, local), bytes) in out.iter_mut().zip(local).zip(payload.chunks_exact(4)) {
-        *out = f32::from_le_bytes(bytes.try_into().expect("chunks of four")) + local;
+/// `payload + local` as little-endian f32, in one pass.
+fn add_le(payload: &[u8], local: &[f32]) -> Bytes {
+    let mut sum = vec![0u8; payload.len()];
+    for ((sum, theirs), own) in sum.chunks_exact_mut(4).zip(payload.chunks_exact(4)).zip(local) {
+        let theirs = f32::from_le_bytes(theirs.try_into().expect("chunks of four"));
+        sum.copy_from_slice(&(theirs + own).to_le_bytes());
     }
+    Bytes::from(sum)
 }
+
+// Pieces and state travel as the bytes of f32 in memory.
+#[cfg(target_endian = "big")]
+compile_error!("p2ptrain's wire format is little-endian; big-endian machines need a conversion");

@@ -57,8 +57,10 @@ pub struct ComputeOrder {
     pub order: OrderId,
     /// The step whose samples and parameters are meant.
     pub step: Step,
-    /// Micro-batches and, above them, evaluation items.
+    /// Work items: micro-batches below `micro_batches`, held-out batches from there on.
     pub work: Vec<Range<u32>>,
+    /// Micro-batches of the step.
+    pub micro_batches: u32,
     /// One gradient buffer a bucket. The order adds to them; after its last micro-batch has passed
     /// a bucket's block, the buffer comes back with that bucket's event.
     pub gradients: Vec<Vec<f32>>,

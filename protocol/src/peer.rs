@@ -32,7 +32,7 @@ use std::ops::Range;
 use crate::collective::{CollectiveError, PieceId};
 use crate::id::{Digest, Incarnation, JobId, PeerId, Step};
 use crate::limits;
-use crate::view::{JoinCandidate, News, View, ViewChange};
+use crate::view::{JoinCandidate, Member, News, View, ViewChange, quantize_us};
 
 pub use self::attempt::{Attempt, OrderId};
 pub use self::message::{Admit, Barrier, Hello, JoinRequest, Lost, Message, Report, Role, Status};
@@ -101,22 +101,13 @@ pub struct PieceHeader {
     pub piece: PieceId,
 }
 
-/// Where the bytes of a piece to send are.
+/// Where a piece goes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// In the peer's own gradient.
-    Local,
-    /// In the reduced gradient.
-    Reduced,
-}
-
-/// What to do with a received piece's bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Combine {
-    /// `reduced[range] = payload + local[range]`.
-    Add,
-    /// `reduced[range] = payload`.
-    Copy,
+pub struct Forward {
+    /// Receiver.
+    pub to: PeerId,
+    /// The piece's name there.
+    pub header: PieceHeader,
 }
 
 /// What [`Peer::handle_piece`] says of a piece.
@@ -223,25 +214,33 @@ pub enum Output {
         /// The message.
         message: Message,
     },
-    /// Send `range` of a bucket.
-    SendPiece {
-        /// Receiver.
-        to: PeerId,
-        /// Name of the piece.
-        header: PieceHeader,
+    /// Send `local[range]` of a bucket.
+    SendLocal {
+        /// Where to, and the name there.
+        forward: Forward,
         /// Elements of the bucket.
-        range: Range<u64>,
-        /// Which buffer they are in.
-        source: Source,
+        range: Range<usize>,
     },
-    /// Combine the bytes kept under `header` into the reduced bucket.
-    Combine {
-        /// The key of the bytes.
+    /// Add `local[range]` to the bytes kept under `header` and send the sum. Where it is `complete`
+    /// the sum is `reduced[range]`.
+    Reduce {
+        /// The key of the bytes, used up by this.
         header: PieceHeader,
         /// Elements of the bucket.
-        range: Range<u64>,
-        /// How.
-        combine: Combine,
+        range: Range<usize>,
+        /// Where the sum goes.
+        forward: Forward,
+        /// Whether the sum counts the whole group.
+        complete: bool,
+    },
+    /// Store the bytes kept under `header` as `reduced[range]`, and send them on.
+    Store {
+        /// The key of the bytes, used up by this.
+        header: PieceHeader,
+        /// Elements of the bucket.
+        range: Range<usize>,
+        /// Where they go; nowhere at the last rank.
+        forward: Option<Forward>,
     },
     /// Drop the bytes kept under this header.
     Discard(PieceHeader),
@@ -349,7 +348,7 @@ struct LocalWork {
 
 #[derive(Debug, Default)]
 struct Early {
-    pieces: Vec<(PeerId, PieceHeader)>,
+    pieces: Vec<(PeerId, PieceHeader, usize)>,
     barriers: Vec<(PeerId, Barrier)>,
     statuses: Vec<(PeerId, Status)>,
 }
@@ -384,6 +383,11 @@ impl Peer {
             next_order: 0,
             outputs: VecDeque::new(),
         }
+    }
+
+    /// This peer.
+    pub fn me(&self) -> PeerId {
+        self.me
     }
 
     /// The job's numbers.
@@ -458,7 +462,7 @@ impl Peer {
         }
         match &mut self.phase {
             Phase::Member(member) => {
-                if let Some(incarnation) = member.view.incarnation_of(&peer) {
+                if let Some(incarnation) = incarnation_in(&member.view, &peer) {
                     self.learn_losses([Lost { peer, incarnation, certain }]);
                 }
             }
@@ -496,7 +500,7 @@ impl Peer {
         }
     }
 
-    /// A piece of a bucket has arrived; the caller holds its bytes.
+    /// A piece of a bucket, of so many elements, has arrived; the caller holds its bytes.
     ///
     /// # Errors
     /// The piece is not one that `from` may send: it is refused, and the sender is broken.
@@ -504,6 +508,7 @@ impl Peer {
         &mut self,
         from: PeerId,
         header: PieceHeader,
+        elements: usize,
     ) -> Result<PieceVerdict, PieceError> {
         let early = match &mut self.phase {
             Phase::Member(member) => {
@@ -513,7 +518,7 @@ impl Peer {
                 let current = member.round.is_none()
                     && member.attempt.as_ref().is_some_and(|a| a.id() == header.attempt);
                 if current {
-                    member.piece_arrived(from, header)?;
+                    member.piece_arrived(from, header, elements)?;
                     self.drain_attempt();
                     return Ok(PieceVerdict::Keep);
                 }
@@ -529,7 +534,7 @@ impl Peer {
         if self.early.pieces.len() >= limit {
             return Err(PieceError::TooManyEarly { limit });
         }
-        self.early.pieces.push((from, header));
+        self.early.pieces.push((from, header, elements));
         Ok(PieceVerdict::Keep)
     }
 
@@ -631,7 +636,7 @@ impl Peer {
             return;
         }
         // An older incarnation in the view can't speak any more: the process started anew.
-        if let Some(seen) = self.view().and_then(|view| view.incarnation_of(&from))
+        if let Some(seen) = self.view().and_then(|view| incarnation_in(view, &from))
             && seen < request.incarnation
         {
             self.learn_losses([Lost { peer: from, incarnation: seen, certain: true }]);
@@ -651,7 +656,13 @@ impl Peer {
         if (self.candidates.len() + 1) < self.geometry.members_min as usize {
             return;
         }
-        let alone = View::founder(self.me, self.incarnation, self.us_per_microbatch);
+        let founder = Member {
+            peer: self.me,
+            incarnation: self.incarnation,
+            us_per_microbatch: quantize_us(self.us_per_microbatch),
+            synced: true,
+        };
+        let alone = View { epoch: 0, members: vec![founder] };
         let news = BTreeMap::from([(self.me, self.news())]);
         let (view, _) = alone.next(&[self.me], &news);
         self.admit_newcomers(&alone, &view, step);
@@ -663,7 +674,8 @@ impl Peer {
         if admit.job != self.geometry.job {
             return;
         }
-        if admit.view.incarnation_of(&self.me) != Some(self.incarnation) {
+        let mine = incarnation_in(&admit.view, &self.me);
+        if mine != Some(self.incarnation) || admit.view.verify().is_err() {
             return;
         }
         let accept = match &self.phase {
@@ -701,7 +713,7 @@ impl Peer {
         self.drop_attempt();
         self.phase = Phase::Joining;
         self.incarnation = Incarnation(self.incarnation.0 + 1);
-        for (_, header) in std::mem::take(&mut self.early).pieces {
+        for (_, header, _) in std::mem::take(&mut self.early).pieces {
             self.outputs.push_back(Output::Discard(header));
         }
         self.outputs.push_back(Output::Notice(Notice::Fenced { step }));
@@ -737,7 +749,7 @@ impl Peer {
             .candidates
             .iter()
             .filter(|(peer, candidate)| {
-                view.and_then(|view| view.incarnation_of(peer))
+                view.and_then(|view| incarnation_in(view, peer))
                     .is_none_or(|member| member < candidate.incarnation)
             })
             .map(|(peer, candidate)| (*peer, *candidate))
@@ -746,14 +758,19 @@ impl Peer {
         News {
             joins,
             leaves,
-            dead: BTreeSet::new(),
+            dead: self
+                .known_lost
+                .iter()
+                .filter(|(_, (_, certain))| *certain)
+                .map(|(peer, (incarnation, _))| (*peer, *incarnation))
+                .collect(),
             measured_us_per_microbatch: self.us_per_microbatch,
         }
     }
 
     fn admit_newcomers(&mut self, before: &View, view: &View, step: Step) {
-        for member in view.members() {
-            if before.incarnation_of(&member.peer) != Some(member.incarnation) {
+        for member in &view.members {
+            if incarnation_in(before, &member.peer) != Some(member.incarnation) {
                 self.candidates.remove(&member.peer);
                 let admit = Admit { job: self.geometry.job, step, view: view.clone() };
                 self.send(member.peer, Message::Admit(admit));
@@ -770,6 +787,10 @@ impl Peer {
     fn notice(&mut self, notice: Notice) {
         self.outputs.push_back(Output::Notice(notice));
     }
+}
+
+fn incarnation_in(view: &View, peer: &PeerId) -> Option<Incarnation> {
+    view.member(peer).map(|member| member.incarnation)
 }
 
 /// Why a piece was refused.

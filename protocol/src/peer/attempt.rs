@@ -10,8 +10,8 @@ use crate::planner;
 use crate::view::{News, View};
 
 use super::{
-    Barrier, Combine, Commit, Early, LocalWork, Membership, Message, Notice, OrderReport, Output,
-    Peer, Phase, PieceError, PieceHeader, Report, Source,
+    Barrier, Commit, Early, Forward, LocalWork, Membership, Message, Notice, OrderReport, Output,
+    Peer, Phase, PieceError, PieceHeader, Report, incarnation_in,
 };
 
 /// Names an order of computation; its events echo it.
@@ -44,7 +44,10 @@ impl Attempt {
         let rank = group.iter().position(|peer| *peer == me).expect("a peer acts in its own group");
         let buckets: Vec<_> = bucket_lens
             .iter()
-            .map(|len| RingAllReduce::new(rank as u32, group.len() as u32, *len))
+            .map(|len| {
+                RingAllReduce::new(rank as u16, group.len() as u16, *len as usize)
+                    .expect("views and buckets are within the limits")
+            })
             .collect();
         let open_buckets = (0..buckets.len()).collect();
         let id = attempt_id(job, step, view, lost);
@@ -71,8 +74,8 @@ impl Attempt {
         self.holds
     }
 
-    fn rank_of(&self, peer: &PeerId) -> Option<u32> {
-        self.group.iter().position(|member| member == peer).map(|rank| rank as u32)
+    fn rank_of(&self, peer: &PeerId) -> Option<u16> {
+        self.group.iter().position(|member| member == peer).map(|rank| rank as u16)
     }
 }
 
@@ -81,7 +84,7 @@ pub(super) fn survivors(
     view: &View,
     lost: &BTreeMap<PeerId, (Incarnation, bool)>,
 ) -> Vec<PeerId> {
-    view.members().iter().map(|m| m.peer).filter(|peer| !lost.contains_key(peer)).collect()
+    view.peers().filter(|peer| !lost.contains_key(peer)).collect()
 }
 
 fn attempt_id(
@@ -91,14 +94,14 @@ fn attempt_id(
     lost: &BTreeMap<PeerId, (Incarnation, bool)>,
 ) -> Digest {
     let mut hasher = blake3::Hasher::new_derive_key("p2ptrain attempt v1");
-    hasher.update(&job.0);
+    hasher.update(job.as_bytes());
     hasher.update(&step.0.to_le_bytes());
-    hasher.update(&view.digest().0);
+    hasher.update(view.digest().as_bytes());
     for (peer, (incarnation, _)) in lost {
-        hasher.update(&peer.0);
+        hasher.update(peer.as_bytes());
         hasher.update(&incarnation.0.to_le_bytes());
     }
-    Digest(*hasher.finalize().as_bytes())
+    Digest::from_bytes(*hasher.finalize().as_bytes())
 }
 
 impl LocalWork {
@@ -115,6 +118,7 @@ impl Membership {
         &mut self,
         from: PeerId,
         header: PieceHeader,
+        elements: usize,
     ) -> Result<(), PieceError> {
         let attempt = self.attempt.as_mut().expect("checked by the caller: the piece's attempt");
         let rank = attempt
@@ -125,7 +129,7 @@ impl Membership {
             .buckets
             .get_mut(header.bucket as usize)
             .ok_or(PieceError::NoSuchBucket { bucket: header.bucket, buckets })?;
-        bucket.handle_piece(rank, header.piece)?;
+        bucket.handle_piece(rank, header.piece, elements)?;
         Ok(())
     }
 
@@ -151,7 +155,7 @@ impl Peer {
     ) {
         let known = &self.known_lost;
         let lost = view
-            .members()
+            .members
             .iter()
             .filter_map(|m| {
                 let (incarnation, certain) = known.get(&m.peer)?;
@@ -178,8 +182,8 @@ impl Peer {
     pub(super) fn begin_step(&mut self) {
         let Phase::Member(member) = &mut self.phase else { return };
         let items = self.geometry.items(member.step);
-        let members = member.view.members();
-        let epoch = member.view.epoch();
+        let members = &member.view.members;
+        let epoch = member.view.epoch;
         let (train, _) = planner::assign(members, items.train, epoch);
         let (eval, _) = planner::assign(members, items.eval, epoch);
         let mut shares = BTreeMap::new();
@@ -250,7 +254,7 @@ impl Peer {
         if !member.synced {
             let from = member
                 .view
-                .members()
+                .members
                 .iter()
                 .filter(|m| m.synced && !member.lost.contains_key(&m.peer))
                 .map(|m| m.peer)
@@ -265,8 +269,8 @@ impl Peer {
     /// Takes what arrived early and belongs to the step or attempt that has begun.
     pub(super) fn replay_early(&mut self) {
         let Early { pieces, barriers, statuses } = std::mem::take(&mut self.early);
-        for (from, header) in pieces {
-            match self.handle_piece(from, header) {
+        for (from, header, elements) in pieces {
+            match self.handle_piece(from, header, elements) {
                 Ok(super::PieceVerdict::Keep) => {}
                 Ok(super::PieceVerdict::Stale) => self.outputs.push_back(Output::Discard(header)),
                 Err(error) => {
@@ -294,35 +298,28 @@ impl Peer {
         let mut finished = Vec::new();
         for index in &attempt.open_buckets {
             let header = |piece| PieceHeader { step, attempt: id, bucket: *index as u32, piece };
+            let forward = |to: collective::Forward| Forward {
+                to: attempt.group[to.to as usize],
+                header: header(to.piece),
+            };
             while let Some(output) = attempt.buckets[*index].poll_output() {
-                match output {
-                    collective::Output::SendLocal { to, piece, range } => {
-                        self.outputs.push_back(Output::SendPiece {
-                            to: attempt.group[to as usize],
-                            header: header(piece),
-                            range,
-                            source: Source::Local,
-                        });
+                self.outputs.push_back(match output {
+                    collective::Output::SendLocal { forward: to, range } => {
+                        Output::SendLocal { forward: forward(to), range }
                     }
-                    collective::Output::Combine { piece, range, reduce, forward } => {
-                        let combine = if reduce { Combine::Add } else { Combine::Copy };
-                        let range_out = range.clone();
-                        self.outputs.push_back(Output::Combine {
-                            header: header(piece),
-                            range: range_out,
-                            combine,
-                        });
-                        if let Some((to, piece)) = forward {
-                            self.outputs.push_back(Output::SendPiece {
-                                to: attempt.group[to as usize],
-                                header: header(piece),
-                                range,
-                                source: Source::Reduced,
-                            });
-                        }
+                    collective::Output::ReduceThenForward { piece, range, forward: to, complete } => {
+                        Output::Reduce { header: header(piece), range, forward: forward(to), complete }
                     }
-                    collective::Output::Done => finished.push(*index),
-                }
+                    collective::Output::StoreThenForward { piece, range, forward: to } => {
+                        Output::Store { header: header(piece), range, forward: to.map(forward) }
+                    }
+                    // The commit of a lone peer says that its own gradient is the result.
+                    collective::Output::KeepLocal { .. } => continue,
+                    collective::Output::Done => {
+                        finished.push(*index);
+                        continue;
+                    }
+                });
             }
         }
         for index in finished {
@@ -422,7 +419,7 @@ impl Peer {
         self.outputs.push_back(Output::Commit(Box::new(Commit {
             step,
             attempt: attempt.id,
-            epoch: before.epoch(),
+            epoch: before.epoch,
             apply: items.train > 0,
             alone: attempt.group.len() == 1,
             shares: train_shares(&attempt.shares, items.train),
@@ -435,7 +432,7 @@ impl Peer {
         let next = Step(step.0 + 1);
         if items.train == 0 {
             self.finish(next_view, next, previous);
-        } else if next_view.incarnation_of(&self.me) != Some(self.incarnation) {
+        } else if incarnation_in(&next_view, &self.me) != Some(self.incarnation) {
             self.depart(step, diverged);
         } else {
             self.admit_newcomers(&before, &next_view, next);

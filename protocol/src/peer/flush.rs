@@ -9,7 +9,7 @@ use crate::planner;
 use crate::view;
 
 use super::attempt::{subtract, survivors};
-use super::{Lost, Message, Notice, Peer, Phase, Report, Status};
+use super::{incarnation_in, Lost, Message, Notice, Peer, Phase, Report, Status};
 
 /// The statuses of one set of losses. A larger set opens a new round.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl Peer {
                 known.1 |= certain;
             }
             let Phase::Member(member) = &mut self.phase else { continue };
-            if member.view.incarnation_of(&peer) != Some(incarnation) {
+            if incarnation_in(&member.view, &peer) != Some(incarnation) {
                 continue;
             }
             match member.lost.get_mut(&peer) {
@@ -110,8 +110,9 @@ impl Peer {
         if !known || member.lost.contains_key(&from) || status.lost.len() > limits::MEMBERS_MAX {
             return;
         }
-        if !well_formed(&status.report.work, self.geometry.items(status.step).total()) {
-            let what = format!("work items out of order or range in the status of {}", status.step);
+        let bounded = status.view.verify().is_ok() && status.news.verify().is_ok();
+        if !bounded || !well_formed(&status.report.work, self.geometry.items(status.step).total()) {
+            let what = format!("a malformed view, news or work list in the status of {}", status.step);
             self.notice(Notice::Violation { peer: from, what });
             return;
         }
@@ -169,7 +170,7 @@ impl Peer {
             self.keep_status(from, status);
             return;
         };
-        if status.view.incarnation_of(&self.me) != Some(self.incarnation) && !self.leaving {
+        if incarnation_in(&status.view, &self.me) != Some(self.incarnation) && !self.leaving {
             self.join_again();
             return;
         }
@@ -261,14 +262,14 @@ impl Peer {
         let redone = missing.iter().map(|range| range.end - range.start).sum();
         let members: Vec<_> = member
             .view
-            .members()
+            .members
             .iter()
             .filter(|m| group.contains(&m.peer))
             .cloned()
             .collect();
         let already: Vec<_> = group.iter().map(|peer| shares[peer].clone()).collect();
         let extra =
-            planner::redistribute(&members, &missing, &already, member.view.epoch());
+            planner::redistribute(&members, &missing, &already, member.view.epoch);
         for (peer, extra) in group.iter().zip(extra) {
             let work = shares.entry(*peer).or_default();
             work.extend(extra);

@@ -147,8 +147,9 @@ impl Sim {
                 match packet {
                     Packet::Message(message) => receiver.peer.handle_message(id(from), message),
                     Packet::Piece(header, data) => {
+                        let elements = data.len();
                         receiver.kept.insert(header, data);
-                        match receiver.peer.handle_piece(id(from), header) {
+                        match receiver.peer.handle_piece(id(from), header, elements) {
                             Ok(PieceVerdict::Keep) => {}
                             Ok(PieceVerdict::Stale) => {
                                 receiver.kept.remove(&header);
@@ -250,7 +251,9 @@ impl Sim {
             return;
         }
         let items: Vec<u32> = work.iter().cloned().flatten().collect();
-        let evaluated = items.iter().filter(|item| **item >= ITEMS || step.0 >= 1000).count();
+        let micro_batches = self.geometry.items(step).train;
+        let evaluated = items.iter().filter(|item| **item >= micro_batches).count();
+        let n = &mut self.nodes[node];
         let report = OrderReport {
             train_loss: (items.len() - evaluated) as f64,
             eval_loss: evaluated as f64 * 2.0,
@@ -290,24 +293,28 @@ impl Sim {
             let life = self.nodes[node].life;
             match output {
                 Output::Send { to, message } => self.transmit(node, to, Packet::Message(message)),
-                Output::SendPiece { to, header, range, source } => {
-                    let n = &self.nodes[node];
-                    let buffer = match source {
-                        Source::Local => &n.local[header.bucket as usize],
-                        Source::Reduced => &n.reduced[header.bucket as usize],
-                    };
-                    let data = buffer[range.start as usize..range.end as usize].to_vec();
-                    self.transmit(node, to, Packet::Piece(header, data));
+                Output::SendLocal { forward, range } => {
+                    let data = self.nodes[node].local[forward.header.bucket as usize][range].to_vec();
+                    self.transmit(node, forward.to, Packet::Piece(forward.header, data));
                 }
-                Output::Combine { header, range, combine } => {
+                Output::Reduce { header, range, forward, complete } => {
                     let n = &mut self.nodes[node];
-                    let data = n.kept.remove(&header).expect("bytes are kept until combined");
+                    let mut data = n.kept.remove(&header).expect("bytes are kept until used");
                     let bucket = header.bucket as usize;
-                    for (index, value) in (range.start as usize..range.end as usize).zip(data) {
-                        n.reduced[bucket][index] = match combine {
-                            Combine::Add => value + n.local[bucket][index],
-                            Combine::Copy => value,
-                        };
+                    for (value, own) in data.iter_mut().zip(&n.local[bucket][range.clone()]) {
+                        *value += own;
+                    }
+                    if complete {
+                        n.reduced[bucket][range].copy_from_slice(&data);
+                    }
+                    self.transmit(node, forward.to, Packet::Piece(forward.header, data));
+                }
+                Output::Store { header, range, forward } => {
+                    let n = &mut self.nodes[node];
+                    let data = n.kept.remove(&header).expect("bytes are kept until used");
+                    n.reduced[header.bucket as usize][range].copy_from_slice(&data);
+                    if let Some(forward) = forward {
+                        self.transmit(node, forward.to, Packet::Piece(forward.header, data));
                     }
                 }
                 Output::Discard(header) => drop(self.nodes[node].kept.remove(&header)),

@@ -1,0 +1,223 @@
+//! The thread that computes: it takes orders one after another and reports through events.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use p2ptrain_kernels::exec::Executor;
+use p2ptrain_protocol::id::Step;
+use p2ptrain_protocol::peer::{OrderId, OrderReport};
+
+use crate::driver::Event;
+use crate::effect::{ApplyOrder, ComputeOrder};
+use crate::optimizer::{Applied, Optimizer};
+use crate::state::SharedState;
+use crate::trace::Trace;
+
+/// Gives the worker its samples. Blocks until they are there: data may still be on its way.
+pub trait Samples: Send {
+    /// Token windows of a micro-batch: `inputs` and `targets` are `[micro, block_size]`.
+    fn train(&mut self, step: Step, micro_batch: u32, inputs: &mut Vec<i32>, targets: &mut Vec<i32>);
+
+    /// Token windows of a held-out batch, of the same shape.
+    fn held_out(&mut self, batch: u32, inputs: &mut Vec<i32>, targets: &mut Vec<i32>);
+}
+
+/// What a worker is made of.
+pub struct WorkerParts {
+    /// Runs the program.
+    pub executor: Executor,
+    /// Parameters and optimizer state.
+    pub state: SharedState,
+    /// The update.
+    pub optimizer: Optimizer,
+    /// The data.
+    pub samples: Box<dyn Samples>,
+    /// Micro-batches of a training step: the gradient's sum is divided by this.
+    pub micro_batches: u32,
+    /// Compare replicas after steps that are multiples of this.
+    pub digest_every: u64,
+    /// Where spans are recorded.
+    pub trace: Arc<Trace>,
+    /// Takes events; must not block.
+    pub events: Box<dyn Fn(WorkerEvent) + Send>,
+}
+
+/// What the worker says.
+#[derive(Debug)]
+pub enum WorkerEvent {
+    /// For the driver.
+    Driver(Event),
+    /// Facts of an applied step, for the display.
+    Applied {
+        /// The step.
+        step: Step,
+        /// Learning rate, gradient norm, time.
+        applied: Applied,
+    },
+    /// Time spent computing an order, in microseconds.
+    Busy {
+        /// The step.
+        step: Step,
+        /// Microseconds.
+        us: u64,
+    },
+    /// The program could not be run: the job can't go on here.
+    Failed(String),
+}
+
+/// A running worker thread. It ends when this is dropped, after the order it is at.
+pub struct Worker {
+    orders: Option<mpsc::Sender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+enum Order {
+    Compute(ComputeOrder),
+    Apply(ApplyOrder),
+}
+
+impl Worker {
+    /// Starts the thread.
+    pub fn start(parts: WorkerParts) -> std::io::Result<Self> {
+        let (orders, queue) = mpsc::channel();
+        let thread = std::thread::Builder::new().name("compute".into()).spawn(move || {
+            let mut body = Body { parts, inputs: Vec::new(), targets: Vec::new() };
+            for order in queue {
+                let done = match order {
+                    Order::Compute(order) => body.compute(order),
+                    Order::Apply(order) => {
+                        body.apply(order);
+                        Ok(())
+                    }
+                };
+                if let Err(reason) = done {
+                    (body.parts.events)(WorkerEvent::Failed(reason));
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { orders: Some(orders), thread: Some(thread) })
+    }
+
+    /// Queues computation.
+    pub fn compute(&self, order: ComputeOrder) {
+        self.order(Order::Compute(order));
+    }
+
+    /// Queues an update.
+    pub fn apply(&self, order: ApplyOrder) {
+        self.order(Order::Apply(order));
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(orders) = &self.orders {
+            // A worker that has failed has said so by an event; its orders go nowhere.
+            let _ = orders.send(order);
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of the worker has already been printed by its hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Body {
+    parts: WorkerParts,
+    inputs: Vec<i32>,
+    targets: Vec<i32>,
+}
+
+impl Body {
+    fn compute(&mut self, order: ComputeOrder) -> Result<(), String> {
+        let ComputeOrder { order: id, step, work, micro_batches, mut gradients } = order;
+        let started = Instant::now();
+        let state = self.parts.state.clone();
+        let state = state.read();
+        let (train, eval) = split(&work, micro_batches);
+        let mut report = OrderReport::default();
+        if train.is_empty() {
+            for (bucket, gradient) in gradients.iter_mut().enumerate() {
+                self.ready(id, bucket, std::mem::take(gradient));
+            }
+        }
+        let train_started = Instant::now();
+        for (index, item) in train.iter().enumerate() {
+            let span = self.parts.trace.begin("micro-batch");
+            let last = index + 1 == train.len();
+            self.parts.samples.train(step, *item, &mut self.inputs, &mut self.targets);
+            let Body { parts, inputs, targets } = self;
+            let WorkerParts { executor, events, trace, .. } = parts;
+            let mut on_block = |block: usize, gradient: &mut Vec<f32>| {
+                if last {
+                    trace.instant("gradient ready", block as u64);
+                    let gradient = std::mem::take(gradient);
+                    events(WorkerEvent::Driver(Event::BucketReady { order: id, bucket: block, gradient }));
+                }
+            };
+            let loss = executor
+                .step(&state.params, &[inputs, targets], &mut gradients, &mut on_block)
+                .map_err(|error| format!("step {step}, micro-batch {item}: {error}"))?;
+            report.train_loss += f64::from(loss);
+            self.parts.trace.end(span);
+        }
+        if !train.is_empty() {
+            let us = train_started.elapsed().as_micros() as u64 / train.len() as u64;
+            report.us_per_microbatch = Some(u32::try_from(us).unwrap_or(u32::MAX).max(1));
+        }
+        for item in eval {
+            let span = self.parts.trace.begin("evaluate");
+            self.parts.samples.held_out(item, &mut self.inputs, &mut self.targets);
+            let loss = self
+                .parts
+                .executor
+                .evaluate(&state.params, &[&self.inputs, &self.targets])
+                .map_err(|error| format!("evaluation before step {step}: {error}"))?;
+            report.eval_loss += f64::from(loss);
+            self.parts.trace.end(span);
+        }
+        drop(state);
+        (self.parts.events)(WorkerEvent::Driver(Event::Computed { order: id, report }));
+        let us = started.elapsed().as_micros() as u64;
+        (self.parts.events)(WorkerEvent::Busy { step, us });
+        Ok(())
+    }
+
+    fn ready(&self, order: OrderId, bucket: usize, gradient: Vec<f32>) {
+        let event = Event::BucketReady { order, bucket, gradient };
+        (self.parts.events)(WorkerEvent::Driver(event));
+    }
+
+    fn apply(&mut self, order: ApplyOrder) {
+        let span = self.parts.trace.begin("optimizer");
+        let ApplyOrder { step, gradients } = order;
+        let (applied, block_digests) = {
+            let mut state = self.parts.state.write();
+            let scale = 1.0 / self.parts.micro_batches as f32;
+            let applied = self.parts.optimizer.apply(&mut state, &gradients, scale);
+            let compare =
+                self.parts.digest_every > 0 && state.step.0.is_multiple_of(self.parts.digest_every);
+            (applied, if compare { state.block_digests() } else { Vec::new() })
+        };
+        self.parts.trace.end(span);
+        (self.parts.events)(WorkerEvent::Applied { step, applied });
+        (self.parts.events)(WorkerEvent::Driver(Event::Applied { step, block_digests, gradients }));
+    }
+}
+
+/// Micro-batches, and held-out batches counted from 0.
+fn split(work: &[Range<u32>], micro_batches: u32) -> (Vec<u32>, Vec<u32>) {
+    let (mut train, mut eval) = (Vec::new(), Vec::new());
+    for item in work.iter().cloned().flatten() {
+        if item < micro_batches { train.push(item) } else { eval.push(item - micro_batches) }
+    }
+    (train, eval)
+}
