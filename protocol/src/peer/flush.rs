@@ -64,6 +64,7 @@ impl Peer {
         let status = Status {
             step: member.step,
             view: member.view.clone(),
+            begun: true,
             lost: as_losses(&member.lost),
             holds: attempt.holds(),
             attempt: attempt.id(),
@@ -95,6 +96,7 @@ impl Peer {
                 let reply = Status {
                     step: *step,
                     view: view.clone(),
+                    begun: false,
                     lost: status.lost,
                     holds: false,
                     attempt: status.attempt,
@@ -106,7 +108,10 @@ impl Peer {
             return;
         }
         let Phase::Member(member) = &mut self.phase else { return };
-        let known = member.view.contains(&from) || member.previous.contains(&from);
+        // A newcomer of the next view may be the first to tell that our step is committed.
+        let newcomer = status.step.0 == member.step.0 + 1 && status.view.contains(&from);
+        let known =
+            member.view.contains(&from) || member.previous.contains(&from) || newcomer;
         if !known || member.lost.contains_key(&from) || status.lost.len() > limits::MEMBERS_MAX {
             return;
         }
@@ -135,6 +140,7 @@ impl Peer {
         let reply = Status {
             step: member.step,
             view: member.view.clone(),
+            begun: member.attempt.is_some(),
             lost: as_losses(&member.lost),
             holds: member.attempt.as_ref().is_some_and(|attempt| attempt.holds()),
             attempt: member.attempt.as_ref().map_or(status.attempt, |attempt| attempt.id()),
@@ -146,7 +152,7 @@ impl Peer {
 
     fn take_status(&mut self, from: PeerId, status: Status) {
         let Phase::Member(member) = &mut self.phase else { return };
-        if status.step != member.step || status.view != member.view {
+        if status.step != member.step || status.view != member.view || !status.begun {
             return;
         }
         match &mut member.round {
@@ -189,7 +195,9 @@ impl Peer {
         member.round = None;
         let losses: Vec<Lost> = status.lost.iter().copied().collect();
         self.notice(Notice::CommittedAfterLoss { step, lost });
-        self.keep_status(from, status);
+        if status.begun {
+            self.keep_status(from, status);
+        }
         self.commit_with(words, Some(view));
         self.learn_losses(losses);
     }

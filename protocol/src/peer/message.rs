@@ -121,6 +121,8 @@ pub struct Status {
     pub step: Step,
     /// The view of that step.
     pub view: View,
+    /// Whether the sender has begun that step. Before, its word counts for the step before only.
+    pub begun: bool,
     /// All losses that the sender knows of among the members of that view.
     pub lost: BTreeSet<Lost>,
     /// Whether the sender holds the reduced gradient of the attempt named by `attempt`.
