@@ -26,6 +26,7 @@ pub mod id;
 pub mod ledger;
 pub mod limits;
 pub mod order;
+pub mod peer;
 pub mod planner;
 pub mod schedule;
 pub mod view;

@@ -71,6 +71,9 @@ pub const LEDGER_SHARES_MAX: usize = 2 * MEMBERS_MAX;
 /// Peers whose samples a ledger counts one by one; those of later peers are counted together.
 pub const LEDGER_PEERS_MAX: usize = 4096;
 
+/// Messages kept for a step or an attempt that a peer has not reached yet.
+pub const EARLY_MESSAGES_MAX: usize = 4 * MEMBERS_MAX;
+
 const _: () = {
     assert!(MEMBERS_MAX >= 2 && MEMBERS_MAX <= u16::MAX as usize, "ranks are u16");
     assert!(

@@ -31,12 +31,13 @@ use std::ops::Range;
 
 use crate::collective::{CollectiveError, PieceId};
 use crate::id::{Digest, Incarnation, JobId, PeerId, Step};
+use crate::ledger::LedgerEntry;
 use crate::limits;
 use crate::view::{JoinCandidate, Member, News, View, ViewChange, quantize_us};
 
 pub use self::attempt::{Attempt, OrderId};
-pub use self::message::{Admit, Barrier, Hello, JoinRequest, Lost, Message, Report, Role, Status};
 use self::flush::Round;
+pub use self::message::{Admit, Barrier, Hello, JoinRequest, Lost, Message, Report, Role, Status};
 
 /// What the state machine has to know of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,9 +88,7 @@ impl Items {
 
 /// Names one piece of one bucket in one attempt. Travels before the piece's bytes, and is the key
 /// under which the caller keeps them until an output asks for them.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
 pub struct PieceHeader {
     /// The step; pieces of past steps are stale.
     pub step: Step,
@@ -135,16 +134,13 @@ pub struct OrderReport {
 pub struct Commit {
     /// The step. Its update uses learning rate and sample positions of this number.
     pub step: Step,
-    /// The attempt that succeeded.
-    pub attempt: Digest,
-    /// The epoch of the view that it ran in.
-    pub epoch: u64,
+    /// The attempt that succeeded, and who did which micro-batches in it. The closing round, which
+    /// has none, is not for the ledger.
+    pub entry: LedgerEntry,
     /// Whether there is an update to apply (not in the closing round).
     pub apply: bool,
     /// Whether this peer was alone, so that its own gradient is the reduced one.
     pub alone: bool,
-    /// Who did which micro-batches.
-    pub shares: Vec<(PeerId, Vec<Range<u32>>)>,
     /// Mean training loss of the reported micro-batches.
     pub train_loss: Option<f64>,
     /// Mean held-out loss of the parameters before this step's update, if it was evaluated.
@@ -303,12 +299,18 @@ pub struct Peer {
 #[derive(Debug)]
 enum Phase {
     /// A founder waits for members.
-    Gathering { step: Step },
+    Gathering {
+        step: Step,
+    },
     /// Waits to be admitted.
     Joining,
     Member(Box<Membership>),
     /// All steps are committed; waits until the others know.
-    Finishing { view: View, step: Step, waiting_for: BTreeSet<PeerId> },
+    Finishing {
+        view: View,
+        step: Step,
+        waiting_for: BTreeSet<PeerId>,
+    },
     Ended,
 }
 
@@ -324,6 +326,8 @@ struct Membership {
     /// Whether the previous commit has been applied, so that this step may start.
     applied: bool,
     attempt: Option<Attempt>,
+    /// The shares of the first attempt.
+    planned: BTreeMap<PeerId, Vec<Range<u32>>>,
     local: LocalWork,
     barriers: BTreeMap<PeerId, Barrier>,
     round: Option<Round>,
@@ -728,9 +732,8 @@ impl Peer {
     /// A group in step can't send more before this peer follows: the pieces of one step, and those
     /// of one attempt at it that was given up.
     fn early_pieces_max(&self) -> usize {
-        let pieces_of = |len: &u64| {
-            *len as usize / limits::PIECE_ELEMENTS_MAX + limits::MEMBERS_MAX
-        };
+        let pieces_of =
+            |len: &u64| *len as usize / limits::PIECE_ELEMENTS_MAX + limits::MEMBERS_MAX;
         2 * self.geometry.bucket_lens.iter().map(pieces_of).sum::<usize>()
     }
 

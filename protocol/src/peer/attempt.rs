@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::collective::{self, RingAllReduce};
 use crate::id::{Digest, Incarnation, JobId, PeerId, Step};
+use crate::ledger::{LedgerEntry, Share};
 use crate::limits;
 use crate::planner;
 use crate::view::{News, View};
@@ -80,10 +81,7 @@ impl Attempt {
 }
 
 /// The members of `view` without the lost ones, in ring order.
-pub(super) fn survivors(
-    view: &View,
-    lost: &BTreeMap<PeerId, (Incarnation, bool)>,
-) -> Vec<PeerId> {
+pub(super) fn survivors(view: &View, lost: &BTreeMap<PeerId, (Incarnation, bool)>) -> Vec<PeerId> {
     view.peers().filter(|peer| !lost.contains_key(peer)).collect()
 }
 
@@ -169,6 +167,7 @@ impl Peer {
             synced,
             applied,
             attempt: None,
+            planned: BTreeMap::new(),
             local: LocalWork::default(),
             barriers: BTreeMap::new(),
             round: None,
@@ -189,7 +188,8 @@ impl Peer {
         let mut shares = BTreeMap::new();
         for ((m, train), eval) in members.iter().zip(train).zip(eval) {
             let eval = eval.start + items.train..eval.end + items.train;
-            let work: Vec<_> = [train, eval].into_iter().filter(|range| !range.is_empty()).collect();
+            let work: Vec<_> =
+                [train, eval].into_iter().filter(|range| !range.is_empty()).collect();
             shares.insert(m.peer, work);
         }
         let block_digests = std::mem::take(&mut member.local.report.block_digests);
@@ -199,6 +199,7 @@ impl Peer {
         };
         // The first attempt is that of the whole view. Members lost meanwhile are met by a round.
         let lost = std::mem::take(&mut member.lost);
+        member.planned = shares.clone();
         self.start_attempt(shares, true);
         if let Phase::Member(member) = &mut self.phase {
             member.lost = lost;
@@ -210,11 +211,7 @@ impl Peer {
     }
 
     /// Starts an attempt with these shares; computes what of this peer's share is not yet done.
-    pub(super) fn start_attempt(
-        &mut self,
-        shares: BTreeMap<PeerId, Vec<Range<u32>>>,
-        fresh: bool,
-    ) {
+    pub(super) fn start_attempt(&mut self, shares: BTreeMap<PeerId, Vec<Range<u32>>>, fresh: bool) {
         let Phase::Member(member) = &mut self.phase else { return };
         let closing = self.geometry.items(member.step).train == 0;
         let bucket_lens: &[u64] = if closing { &[] } else { &self.geometry.bucket_lens };
@@ -307,9 +304,17 @@ impl Peer {
                     collective::Output::SendLocal { forward: to, range } => {
                         Output::SendLocal { forward: forward(to), range }
                     }
-                    collective::Output::ReduceThenForward { piece, range, forward: to, complete } => {
-                        Output::Reduce { header: header(piece), range, forward: forward(to), complete }
-                    }
+                    collective::Output::ReduceThenForward {
+                        piece,
+                        range,
+                        forward: to,
+                        complete,
+                    } => Output::Reduce {
+                        header: header(piece),
+                        range,
+                        forward: forward(to),
+                        complete,
+                    },
                     collective::Output::StoreThenForward { piece, range, forward: to } => {
                         Output::Store { header: header(piece), range, forward: to.map(forward) }
                     }
@@ -382,8 +387,7 @@ impl Peer {
             && attempt.group.iter().all(|peer| member.barriers.contains_key(peer));
         if complete {
             let barriers = std::mem::take(&mut member.barriers);
-            let words =
-                barriers.into_iter().map(|(peer, b)| (peer, (b.news, b.report))).collect();
+            let words = barriers.into_iter().map(|(peer, b)| (peer, (b.news, b.report))).collect();
             self.commit_with(words, None);
         }
     }
@@ -415,14 +419,18 @@ impl Peer {
             }
         };
         let before = member.view.clone();
+        let planned = std::mem::take(&mut member.planned);
         let previous = attempt.group.clone();
         self.outputs.push_back(Output::Commit(Box::new(Commit {
             step,
-            attempt: attempt.id,
-            epoch: before.epoch,
+            entry: LedgerEntry {
+                step,
+                epoch: before.epoch,
+                attempt: attempt.id,
+                shares: ledger_shares(&attempt.shares, &planned, items.train),
+            },
             apply: items.train > 0,
             alone: attempt.group.len() == 1,
-            shares: train_shares(&attempt.shares, items.train),
             train_loss,
             eval_loss,
             changes,
@@ -503,19 +511,24 @@ fn losses(
     (mean(train), mean(eval))
 }
 
-/// The micro-batches among the shares.
-fn train_shares(
+/// The micro-batches among the shares; what was not planned for a peer, it did for a lost one.
+fn ledger_shares(
     shares: &BTreeMap<PeerId, Vec<Range<u32>>>,
+    planned: &BTreeMap<PeerId, Vec<Range<u32>>>,
     train_items: u32,
-) -> Vec<(PeerId, Vec<Range<u32>>)> {
-    let micro_batches = |ranges: &Vec<Range<u32>>| {
-        ranges
-            .iter()
-            .map(|range| range.start..range.end.min(train_items))
-            .filter(|range| range.start < range.end)
-            .collect::<Vec<_>>()
-    };
-    shares.iter().map(|(peer, ranges)| (*peer, micro_batches(ranges))).collect()
+) -> Vec<Share> {
+    let mut entries = Vec::new();
+    for (peer, ranges) in shares {
+        let ranges = subtract(ranges, &[train_items..u32::MAX]);
+        let redone = subtract(&ranges, planned.get(peer).map_or(&[], Vec::as_slice));
+        let own = subtract(&ranges, &redone);
+        for (redone, ranges) in [(false, own), (true, redone)] {
+            if !ranges.is_empty() {
+                entries.push(Share { peer: *peer, redone, ranges });
+            }
+        }
+    }
+    entries
 }
 
 /// The peers whose parameter digests are not those of the majority (of equal halves, that with the

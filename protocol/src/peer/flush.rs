@@ -9,7 +9,7 @@ use crate::planner;
 use crate::view;
 
 use super::attempt::{subtract, survivors};
-use super::{incarnation_in, Lost, Message, Notice, Peer, Phase, Report, Status};
+use super::{Lost, Message, Notice, Peer, Phase, Report, Status, incarnation_in};
 
 /// The statuses of one set of losses. A larger set opens a new round.
 #[derive(Debug)]
@@ -110,14 +110,14 @@ impl Peer {
         let Phase::Member(member) = &mut self.phase else { return };
         // A newcomer of the next view may be the first to tell that our step is committed.
         let newcomer = status.step.0 == member.step.0 + 1 && status.view.contains(&from);
-        let known =
-            member.view.contains(&from) || member.previous.contains(&from) || newcomer;
+        let known = member.view.contains(&from) || member.previous.contains(&from) || newcomer;
         if !known || member.lost.contains_key(&from) || status.lost.len() > limits::MEMBERS_MAX {
             return;
         }
         let bounded = status.view.verify().is_ok() && status.news.verify().is_ok();
         if !bounded || !well_formed(&status.report.work, self.geometry.items(status.step).total()) {
-            let what = format!("a malformed view, news or work list in the status of {}", status.step);
+            let what =
+                format!("a malformed view, news or work list in the status of {}", status.step);
             self.notice(Notice::Violation { peer: from, what });
             return;
         }
@@ -268,16 +268,10 @@ impl Peer {
             shares.insert(*peer, work);
         }
         let redone = missing.iter().map(|range| range.end - range.start).sum();
-        let members: Vec<_> = member
-            .view
-            .members
-            .iter()
-            .filter(|m| group.contains(&m.peer))
-            .cloned()
-            .collect();
+        let members: Vec<_> =
+            member.view.members.iter().filter(|m| group.contains(&m.peer)).cloned().collect();
         let already: Vec<_> = group.iter().map(|peer| shares[peer].clone()).collect();
-        let extra =
-            planner::redistribute(&members, &missing, &already, member.view.epoch);
+        let (extra, _) = planner::redistribute(&members, &missing, &already, member.view.epoch);
         for (peer, extra) in group.iter().zip(extra) {
             let work = shares.entry(*peer).or_default();
             work.extend(extra);
@@ -302,10 +296,7 @@ fn as_losses(lost: &BTreeMap<PeerId, (Incarnation, bool)>) -> BTreeSet<Lost> {
 }
 
 /// Whether both name the same peers; certainty aside.
-fn same_losses(
-    theirs: &BTreeSet<Lost>,
-    ours: &BTreeMap<PeerId, (Incarnation, bool)>,
-) -> bool {
+fn same_losses(theirs: &BTreeSet<Lost>, ours: &BTreeMap<PeerId, (Incarnation, bool)>) -> bool {
     theirs.len() == ours.len()
         && theirs.iter().all(|l| ours.get(&l.peer).is_some_and(|(i, _)| *i == l.incarnation))
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::ops::Range;
 
 use super::*;
-use crate::ledger::{Ledger, LedgerEntry};
+use crate::ledger::{Ledger, LedgerHeader};
 
 const BUCKETS: [u64; 3] = [5, 0, 131];
 const ITEMS: u32 = 7;
@@ -92,6 +92,8 @@ impl Sim {
             eval_items: 3,
             members_min: nodes as u32,
         };
+        let header =
+            LedgerHeader { job: geometry.job, first: Step(0), items: ITEMS, samples_per_item: 4 };
         let mut sim = Self {
             rng: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
             now: 0,
@@ -101,7 +103,7 @@ impl Sim {
             stream: BTreeMap::new(),
             nodes: Vec::new(),
             commits: BTreeMap::new(),
-            ledger: Ledger::new(Step(0), ITEMS),
+            ledger: Ledger::new(header).expect("a plausible header"),
             geometry: geometry.clone(),
             notices: Vec::new(),
             eval_losses: BTreeMap::new(),
@@ -150,7 +152,9 @@ impl Sim {
         for _ in 0..400_000 {
             let Some(Reverse((time, _, event))) = self.queue.pop() else { return };
             self.now = time;
-            if let Event::Lost { node, .. } | Event::Kill { node } | Event::Restart { node } = &event {
+            if let Event::Lost { node, .. } | Event::Kill { node } | Event::Restart { node } =
+                &event
+            {
                 self.note(*node, &event);
             }
             self.handle(event);
@@ -299,7 +303,8 @@ impl Sim {
     }
 
     fn fetch(&mut self, node: usize, step: u64) {
-        let source = self.nodes.iter().find(|n| n.alive && n.state.0 == step && !n.state.1.is_empty());
+        let source =
+            self.nodes.iter().find(|n| n.alive && n.state.0 == step && !n.state.1.is_empty());
         match source.map(|n| n.state.clone()) {
             Some(state) => {
                 self.nodes[node].state = state;
@@ -318,13 +323,15 @@ impl Sim {
         }
         while let Some(output) = self.nodes[node].peer.poll_output() {
             let life = self.nodes[node].life;
-            if let Output::Compute { .. } | Output::Notice(_) | Output::FetchState { .. } = &output {
+            if let Output::Compute { .. } | Output::Notice(_) | Output::FetchState { .. } = &output
+            {
                 self.note(node, &output);
             }
             match output {
                 Output::Send { to, message } => self.transmit(node, to, Packet::Message(message)),
                 Output::SendLocal { forward, range } => {
-                    let data = self.nodes[node].local[forward.header.bucket as usize][range].to_vec();
+                    let data =
+                        self.nodes[node].local[forward.header.bucket as usize][range].to_vec();
                     self.transmit(node, forward.to, Packet::Piece(forward.header, data));
                 }
                 Output::Reduce { header, range, forward, complete } => {
@@ -399,7 +406,7 @@ impl Sim {
     /// The oracle: every commit of a step is the same, and its gradient is that of all items.
     fn commit(&mut self, node: usize, commit: &Commit) {
         let members: Vec<_> = commit.next_view.peers().collect();
-        self.note(node, ("commit", commit.step, commit.attempt, &commit.shares, members));
+        self.note(node, ("commit", commit.step, &commit.entry, members));
         let n = &mut self.nodes[node];
         let step = commit.step.0;
         assert_eq!(n.state.0, step, "node {node} commits in order");
@@ -424,21 +431,15 @@ impl Sim {
         let first = !self.commits.contains_key(&step);
         let commits = self.commits.entry(step).or_default();
         for ((other, other_life), (attempt, view)) in commits.iter() {
-            assert_eq!(*attempt, commit.attempt, "step {step}: one attempt is committed");
+            assert_eq!(*attempt, commit.entry.attempt, "step {step}: one attempt is committed");
             // The view of a node that died at once is nobody's view any more.
             if self.nodes[*other].alive && self.nodes[*other].life == *other_life {
                 assert_eq!(*view, commit.next_view, "step {step}: one next view");
             }
         }
-        commits.insert((node, life), (commit.attempt, commit.next_view.clone()));
+        commits.insert((node, life), (commit.entry.attempt, commit.next_view.clone()));
         if first && commit.apply {
-            let entry = LedgerEntry {
-                step: commit.step,
-                epoch: commit.epoch,
-                attempt: commit.attempt,
-                shares: commit.shares.clone(),
-            };
-            self.ledger.append(entry).expect("each micro-batch counts once");
+            self.ledger.append(&commit.entry).expect("each micro-batch counts once");
         }
         if let Some(loss) = commit.eval_loss {
             self.eval_losses.insert(step, Some(loss));
