@@ -1,1 +1,4 @@
 //! Node.
+pub mod identity;
+pub mod net;
+pub mod swarm_key;

@@ -1,0 +1,147 @@
+//! Parameters of the bulk transport. The defaults were chosen by the throughput benchmark; users need none of them.
+
+use std::{
+    io,
+    net::{SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+use quinn::{
+    EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
+    congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig},
+};
+
+use crate::net::limits;
+
+/// Largest UDP payload that IPv4 carries.
+const LOOPBACK_MTU_MAX: u16 = 65_507;
+/// UDP payload of a jumbo frame of 9000 bytes under IPv6.
+const WIRE_MTU_MAX: u16 = 8_952;
+
+/// How fast a sender may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Congestion {
+    /// CUBIC, as most of the Internet.
+    Cubic,
+    /// New Reno.
+    NewReno,
+    /// BBR, which models the path instead of filling its queue.
+    Bbr,
+}
+
+/// Parameters of the bulk transport.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tuning {
+    /// Bytes of one stream that may be under way or unread.
+    pub stream_window_bytes: u32,
+    /// Bytes of one connection that may be under way or unread.
+    pub connection_window_bytes: u32,
+    /// Bytes of one connection kept until the peer has acknowledged them.
+    pub send_window_bytes: u64,
+    /// Bytes for one peer that may wait to be sent; beyond it `send` and `send_chunk` refuse.
+    pub queue_bytes_max: usize,
+    /// Streams over which a peer's chunks are spread.
+    pub chunk_streams: u8,
+    /// Largest UDP payload to try on the loopback device.
+    pub loopback_mtu: u16,
+    /// Largest UDP payload to try elsewhere.
+    pub wire_mtu: u16,
+    /// Bytes of the socket's buffers, as far as the system permits.
+    pub socket_buffer_bytes: usize,
+    /// Congestion controller.
+    pub congestion: Congestion,
+    /// Packets after which a receiver acknowledges; `None`: the default of the protocol, every second.
+    pub ack_every_packets: Option<u32>,
+    /// Whether to let the system split large sends into datagrams.
+    pub segmentation_offload: bool,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            stream_window_bytes: 16 << 20,
+            connection_window_bytes: 64 << 20,
+            send_window_bytes: 64 << 20,
+            queue_bytes_max: 512 << 20,
+            chunk_streams: 4,
+            loopback_mtu: LOOPBACK_MTU_MAX,
+            wire_mtu: WIRE_MTU_MAX,
+            socket_buffer_bytes: 16 << 20,
+            congestion: Congestion::Cubic,
+            ack_every_packets: None,
+            segmentation_offload: true,
+        }
+    }
+}
+
+impl Tuning {
+    /// Binds the UDP socket with the largest buffers that the system grants.
+    pub(crate) fn bind(&self, addr: SocketAddr) -> io::Result<UdpSocket> {
+        let socket = socket2::Socket::new(
+            socket2::Domain::for_address(addr),
+            socket2::Type::DGRAM,
+            Some(socket2::Protocol::UDP),
+        )?;
+        if addr.is_ipv6() && addr.ip().is_unspecified() {
+            socket.set_only_v6(false)?;
+        }
+        // The system silently grants less than asked for; that costs speed only.
+        let _ = socket.set_recv_buffer_size(self.socket_buffer_bytes);
+        let _ = socket.set_send_buffer_size(self.socket_buffer_bytes);
+        socket.bind(&addr.into())?;
+        tracing::debug!(
+            receive_bytes = socket.recv_buffer_size().unwrap_or(0),
+            send_bytes = socket.send_buffer_size().unwrap_or(0),
+            "bulk socket buffers"
+        );
+        Ok(socket.into())
+    }
+
+    pub(super) fn endpoint(&self) -> EndpointConfig {
+        let mut config = EndpointConfig::default();
+        config
+            .max_udp_payload_size(self.loopback_mtu.max(self.wire_mtu).max(1200))
+            .expect("a UDP payload of at least 1200 bytes is valid");
+        config
+    }
+
+    pub(super) fn transport(&self, loopback: bool) -> TransportConfig {
+        let mut config = TransportConfig::default();
+        let mut discovery = MtuDiscoveryConfig::default();
+        if loopback {
+            // The loopback device takes any size, so that nothing has to be discovered.
+            config.initial_mtu(self.loopback_mtu);
+        }
+        discovery.upper_bound(if loopback { self.loopback_mtu } else { self.wire_mtu });
+        let idle = IdleTimeout::try_from(Duration::from_secs(10)).expect("ten seconds fit");
+        config
+            .mtu_discovery_config(Some(discovery))
+            .stream_receive_window(VarInt::from_u32(self.stream_window_bytes))
+            .receive_window(VarInt::from_u32(self.connection_window_bytes))
+            .send_window(self.send_window_bytes)
+            // Chunks leave in the order in which they were given, not a little of each.
+            .send_fairness(false)
+            .max_concurrent_bidi_streams(VarInt::from_u32(limits::REQUESTS_OPEN_MAX))
+            .max_concurrent_uni_streams(VarInt::from_u32(limits::CHUNK_STREAMS_MAX))
+            .datagram_receive_buffer_size(None)
+            .keep_alive_interval(Some(Duration::from_secs(1)))
+            .max_idle_timeout(Some(idle))
+            .enable_segmentation_offload(self.segmentation_offload)
+            .congestion_controller_factory(self.controller());
+        if let Some(packets) = self.ack_every_packets {
+            let mut acks = quinn::AckFrequencyConfig::default();
+            acks.ack_eliciting_threshold(VarInt::from_u32(packets));
+            config.ack_frequency_config(Some(acks));
+        }
+        config
+    }
+
+    fn controller(&self) -> Arc<dyn ControllerFactory + Send + Sync> {
+        match self.congestion {
+            Congestion::Cubic => Arc::new(CubicConfig::default()),
+            Congestion::NewReno => Arc::new(NewRenoConfig::default()),
+            Congestion::Bbr => Arc::new(BbrConfig::default()),
+        }
+    }
+}
