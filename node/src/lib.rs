@@ -1,1 +1,4 @@
 //! Node.
+
+pub mod data;
+pub mod job;
