@@ -1,4 +1,5 @@
 //! Node.
 
+pub mod checkpoint;
 pub mod data;
 pub mod job;

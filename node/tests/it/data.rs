@@ -46,7 +46,7 @@ fn write(path: PathBuf, bytes: impl AsRef<[u8]>) -> PathBuf {
 }
 
 /// A complete store of so many bytes, and the folder that holds it.
-fn store(bytes: usize) -> (TempDir, Arc<Store>) {
+pub(crate) fn store(bytes: usize) -> (TempDir, Arc<Store>) {
     let place = folder();
     let file = write(place.path().join("text.txt"), text(bytes));
     let source = Source::open(&spec(&[&file])).expect("there is text");
