@@ -9,21 +9,31 @@ use std::path::Path;
 use std::process::Command;
 
 use p2ptrain_node::checkpoint::{Folder, SaveError};
-use p2ptrain_node::data::{CHUNK_BYTES, DataError, Manifest, Source, Store};
+use p2ptrain_node::data::{CHUNK_BYTES, ChunkRefused, DataError, Source, Store};
 use p2ptrain_node::job::DataSpec;
 
 use crate::checkpoint::save_two;
-use crate::data::{folder, text};
+use crate::data::{folder, store, text};
 
 const CHILD: &str = "P2PTRAIN_TEST_FULL_DISK";
+/// More than either disk has.
+const DATA_BYTES: usize = 10 * CHUNK_BYTES;
 
 #[test]
 fn a_full_disk_is_a_clear_error_and_leaves_what_was_there() {
     if let Some(place) = std::env::var_os(CHILD) {
-        fill_up(Path::new(&place));
+        let place = Path::new(&place);
+        let root = fs::read_to_string(place.join("root")).expect("the parent wrote it");
+        let full = Store::open(&place.join("full"), root.parse().expect("an id"));
+        fill_up(&place.join("small"), &full.expect("the parent built it"));
         return;
     }
     let place = folder();
+    let (_outside, full) = store(DATA_BYTES);
+    let (from, to) = (full.folder(), place.path().join("full").join(full.root().to_hex()));
+    fs::create_dir(place.path().join("full")).expect("writable");
+    fs::rename(from, to).expect("the same file system");
+    fs::write(place.path().join("root"), full.root().to_hex()).expect("writable");
     let program = std::env::current_exe().expect("this test program");
     let name = "data_faults::a_full_disk_is_a_clear_error_and_leaves_what_was_there";
     // 128 blocks of 512 or 1024 bytes, whichever the shell counts in.
@@ -50,12 +60,15 @@ fn a_small_file_system_that_fills_up_is_the_same() {
     if !mount(&["mount", "-t", "tmpfs", "-o", "size=256k", "none"]) {
         return;
     }
-    let result = std::panic::catch_unwind(|| fill_up(place.path()));
+    let result = std::panic::catch_unwind(|| fill_up(place.path(), &store(DATA_BYTES).1));
     assert!(mount(&["umount", "-l"]));
     result.expect("the same as above");
 }
 
-fn fill_up(place: &Path) {
+fn fill_up(place: &Path, full: &Store) {
+    join(&place.join("joiner"), full);
+    fs::remove_dir_all(place.join("joiner")).expect("it can be removed");
+
     // Files that exist before the disk is full, elsewhere: their text does not count.
     let outside = folder();
     let files: Vec<_> = (0..40).map(|i| outside.path().join(format!("{i:02}.txt"))).collect();
@@ -80,21 +93,21 @@ fn fill_up(place: &Path) {
     assert_eq!(fs::read_dir(&checkpoints).expect("readable").count(), 1, "no half checkpoint");
 }
 
-#[test]
-fn a_joining_nodes_full_disk_stops_the_fill_and_not_the_process() {
-    // /dev/full takes the place of the token file: every write says that no space is left.
-    let (_outside, full) = crate::data::store(2 * CHUNK_BYTES);
-    let place = folder();
-    let joiner = Store::create(place.path(), full.manifest()).expect("writable");
-    let tokens = joiner.folder().join("tokens");
-    fs::remove_file(&tokens).expect("it exists");
-    std::os::unix::fs::symlink("/dev/full", &tokens).expect("writable");
-    drop(joiner);
-    let Ok(joiner) = Store::open(place.path(), full.root()) else {
-        return; // A device cannot be given a length on this system.
+/// A node joins with a disk too small for the data.
+fn join(place: &Path, full: &Store) {
+    let take = || -> Result<(), String> {
+        let joiner = match Store::create(place, full.manifest()) {
+            Err(DataError::Disk(disk)) if disk.is_full() => return Err(disk.to_string()),
+            created => created.expect("no other error than a full disk"),
+        };
+        for chunk in 0..full.manifest().chunk_count() {
+            match joiner.accept(chunk, &full.chunk(chunk).expect("complete")) {
+                Err(ChunkRefused::Disk(disk)) if disk.is_full() => return Err(disk.to_string()),
+                other => other.expect("no other error than a full disk"),
+            }
+        }
+        Ok(())
     };
-    let chunk = full.chunk(0).expect("complete");
-    assert_eq!(Manifest::digest_of(&chunk), full.manifest().chunk_digest(0).expect("it exists"));
-    let error = joiner.accept(0, &chunk).expect_err("no space").to_string();
-    assert!(error.contains("no space left"), "{error}");
+    let error = take().expect_err("it does not fit");
+    assert!(error.starts_with("no space left for /"), "{error}");
 }
