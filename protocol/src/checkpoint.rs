@@ -359,3 +359,169 @@ impl StateManifest {
         Digest::of("p2ptrain state manifest v1", &(job, step, layout, chunk_bytes, chunks))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::{self, Kind};
+
+    fn state(part: usize, block: usize, elements: Range<u64>) -> Vec<u8> {
+        elements.flat_map(|e| ((part * 10 + block) as f32 + e as f32).to_le_bytes()).collect()
+    }
+
+    fn layout() -> StateLayout {
+        StateLayout::new(3, vec![5, 0, CHUNK_ELEMENTS + 2, CHUNK_ELEMENTS]).expect("small")
+    }
+
+    fn bytes_of(place: &ChunkPlace) -> Vec<u8> {
+        state(place.part as usize, place.block, place.elements.clone())
+    }
+
+    fn manifest() -> StateManifest {
+        let chunks = layout().places().map(|place| chunk_digest(&bytes_of(&place))).collect();
+        StateManifest::new(JobId::of_job(b"job"), Step(7), layout(), chunks).expect("matches")
+    }
+
+    #[test]
+    fn chunks_go_part_by_part_and_block_by_block() {
+        let layout = layout();
+        assert_eq!(layout.chunk_count(), 12);
+        let places: Vec<_> = layout.places().collect();
+        assert_eq!(places.len(), 12);
+        let at = |part, block, elements| ChunkPlace { part, block, elements };
+        assert_eq!(places[0], at(StatePart::Params, 0, 0..5));
+        assert_eq!(places[1], at(StatePart::Params, 2, 0..CHUNK_ELEMENTS));
+        assert_eq!(places[2], at(StatePart::Params, 2, CHUNK_ELEMENTS..CHUNK_ELEMENTS + 2));
+        assert_eq!(places[4], at(StatePart::M, 0, 0..5));
+        assert_eq!(places[11], at(StatePart::V, 3, 0..CHUNK_ELEMENTS));
+        assert_eq!(places[11].bytes(), limits::STATE_CHUNK_BYTES);
+    }
+
+    #[test]
+    fn a_state_comes_back_from_its_verified_chunks() {
+        let manifest = manifest();
+        assert_eq!(manifest.verify_for(JobId::of_job(b"job"), &layout()), Ok(()));
+        for (index, place) in (0..).zip(layout().places()) {
+            assert_eq!(manifest.verify_chunk(index, &bytes_of(&place)), Ok(place));
+        }
+    }
+
+    #[test]
+    fn corrupt_chunks_are_refused_by_place() {
+        let manifest = manifest();
+        let place = layout().place(2).expect("of 12");
+        let mut bytes = bytes_of(&place);
+        bytes[3] ^= 1;
+        let text = manifest.verify_chunk(2, &bytes).expect_err("flipped").to_string();
+        assert!(
+            text.starts_with("chunk 2 (parameters of block 2) is corrupt: expected "),
+            "{text}"
+        );
+        let text = manifest.verify_chunk(2, &bytes[1..]).expect_err("cut off").to_string();
+        assert_eq!(text, "chunk 2 (parameters of block 2) has 7 bytes, expected 8");
+        let chunks = 12;
+        let error = ManifestError::NoChunk { index: 12, chunks };
+        assert_eq!(manifest.verify_chunk(12, &bytes), Err(error));
+    }
+
+    fn check_refused(change: fn(&mut StateManifest), expected: fn(&ManifestError) -> bool) {
+        let mut manifest = manifest();
+        change(&mut manifest);
+        let error = manifest.verify().expect_err("changed");
+        assert!(expected(&error), "{error}");
+        // A chunk of a manifest that was not verified is no reason to panic.
+        let _ = manifest.verify_chunk(5, &[]);
+    }
+
+    #[test]
+    fn every_change_of_a_manifest_is_refused() {
+        let root = |error: &ManifestError| matches!(error, ManifestError::Root { .. });
+        check_refused(|m| m.step = Step(8), root);
+        check_refused(|m| m.job = JobId::of_job(b"other"), root);
+        check_refused(|m| m.chunks.swap(0, 1), root);
+        check_refused(|m| m.layout.block_lens.swap(0, 2), root);
+        check_refused(|m| m.root = m.chunks[0], root);
+        check_refused(
+            |m| m.chunks.truncate(11),
+            |e| *e == ManifestError::ChunkCount { expected: 12, got: 11 },
+        );
+        check_refused(|m| m.layout.parts = 0, |e| *e == ManifestError::Parts { got: 0 });
+        check_refused(|m| m.layout.parts = 9, |e| *e == ManifestError::Parts { got: 9 });
+        check_refused(
+            |m| m.layout.block_lens = vec![u64::MAX; 2],
+            |e| matches!(e, ManifestError::TooLarge { .. }),
+        );
+        check_refused(
+            |m| m.layout.block_lens = vec![1; limits::BLOCKS_MAX + 1],
+            |e| matches!(e, ManifestError::Blocks { .. }),
+        );
+        check_refused(|m| m.chunk_bytes = 0, |e| matches!(e, ManifestError::ChunkBytes { .. }));
+    }
+
+    #[test]
+    fn a_manifest_of_another_job_or_shape_is_refused_by_name() {
+        let manifest = manifest();
+        let other = manifest.verify_for(JobId::of_job(b"other"), &layout());
+        assert!(matches!(other, Err(ManifestError::Other { field: "job", .. })));
+        let shape = StateLayout::new(1, vec![4]).expect("small");
+        assert_eq!(
+            manifest.verify_for(manifest.job, &shape).expect_err("differs").to_string(),
+            "manifest is of another shape: expected 1 parts of 1 blocks with 4 elements, got 3 parts of \
+             4 blocks with 524295 elements"
+        );
+    }
+
+    #[test]
+    fn the_largest_manifest_fits_into_a_message() {
+        let lens = vec![CHUNK_ELEMENTS; limits::BLOCKS_MAX];
+        let layout = StateLayout::new(3, lens).expect("within the bounds");
+        let chunks = vec![chunk_digest(b""); layout.chunk_count() as usize];
+        let manifest =
+            StateManifest::new(JobId::of_job(b""), Step(0), layout, chunks).expect("matches");
+        let bytes = wire::encode(Kind::Manifest, &manifest);
+        assert_eq!(wire::decode(Kind::Manifest, &bytes), Ok(manifest));
+        let lens = vec![CHUNK_ELEMENTS * limits::STATE_CHUNKS_MAX as u64];
+        assert!(StateLayout::new(1, lens.clone()).is_ok());
+        assert!(StateLayout::new(2, lens).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn places_and_indices_are_inverse_and_cover_the_state(
+            parts in 1_u8..=3,
+            lens in prop::collection::vec(0..3 * CHUNK_ELEMENTS + 2, 0..5),
+        ) {
+            let layout = StateLayout::new(parts, lens.clone()).expect("small");
+            let mut next = 0;
+            for (index, place) in (0..).zip(layout.places()) {
+                let ChunkPlace { part, block, elements } = place.clone();
+                for element in [elements.start, elements.end - 1] {
+                    prop_assert_eq!(layout.index_of(part, block, element), Some(index));
+                }
+                prop_assert_eq!(layout.place(index), Some(place));
+                next = index + 1;
+            }
+            prop_assert_eq!(u64::from(next), layout.chunk_count());
+            prop_assert_eq!(layout.place(next), None);
+            for (block, &len) in lens.iter().enumerate() {
+                prop_assert_eq!(layout.index_of(StatePart::Params, block, len), None);
+            }
+            prop_assert_eq!(layout.index_of(StatePart::Params, lens.len(), 0), None);
+        }
+
+        #[test]
+        fn layouts_of_a_peer_never_panic(
+            parts in any::<u8>(), block_lens in prop::collection::vec(any::<u64>(), 0..5),
+            index in any::<u32>(), block in 0_usize..6, element in any::<u64>(),
+        ) {
+            let layout = StateLayout { parts, block_lens };
+            let _ = layout.verify();
+            let _ = layout.place(index);
+            for part in StatePart::ALL {
+                let _ = layout.index_of(part, block, element);
+            }
+        }
+    }
+}

@@ -487,3 +487,191 @@ impl RingAllReduce {
         self.accepted[bit / 64] >> (bit % 64) & 1 == 1
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn piece(phase: Phase, hop: u16, chunk: u16, piece: u32) -> PieceId {
+        PieceId { phase, hop, chunk, piece }
+    }
+
+    fn outputs(ring: &mut RingAllReduce) -> Vec<Output> {
+        std::iter::from_fn(|| ring.poll_output()).collect()
+    }
+
+    /// Rank 1 of three, 9 elements, so chunks of 3, in pieces of 2: pieces of 2 and 1 elements.
+    fn ring() -> RingAllReduce {
+        RingAllReduce::with_pieces(1, 3, 9, 2).expect("within the bounds")
+    }
+
+    #[test]
+    fn a_rank_sends_its_own_chunk_first_and_passes_on_what_comes() {
+        use Phase::{Gather, Reduce};
+        let mut ring = ring();
+        assert_eq!(outputs(&mut ring), []);
+        ring.handle_local_ready();
+        let to = |piece| Forward { to: 2, piece };
+        let own = [
+            Output::SendLocal { forward: to(piece(Reduce, 0, 1, 0)), range: 3..5 },
+            Output::SendLocal { forward: to(piece(Reduce, 0, 1, 1)), range: 5..6 },
+        ];
+        assert_eq!(outputs(&mut ring), own);
+
+        let mut check = |id, elements, expected| {
+            assert_eq!(ring.handle_piece(0, id, elements), Ok(Accepted::Now));
+            assert_eq!(outputs(&mut ring), expected);
+        };
+        let reduce = |id, range, next, complete| {
+            let forward = to(next);
+            vec![Output::ReduceThenForward { piece: id, range, forward, complete }]
+        };
+        let id = piece(Reduce, 0, 0, 1);
+        check(id, 1, reduce(id, 2..3, piece(Reduce, 1, 0, 1), false));
+        let id = piece(Reduce, 0, 0, 0);
+        check(id, 2, reduce(id, 0..2, piece(Reduce, 1, 0, 0), false));
+        let id = piece(Reduce, 1, 2, 0);
+        check(id, 2, reduce(id, 6..8, piece(Gather, 0, 2, 0), true));
+        let id = piece(Reduce, 1, 2, 1);
+        check(id, 1, reduce(id, 8..9, piece(Gather, 0, 2, 1), true));
+
+        let store =
+            |id, range, forward| vec![Output::StoreThenForward { piece: id, range, forward }];
+        let id = piece(Gather, 0, 1, 0);
+        check(id, 2, store(id, 3..5, Some(to(piece(Gather, 1, 1, 0)))));
+        let id = piece(Gather, 0, 1, 1);
+        check(id, 1, store(id, 5..6, Some(to(piece(Gather, 1, 1, 1)))));
+        let id = piece(Gather, 1, 0, 0);
+        check(id, 2, store(id, 0..2, None));
+        let id = piece(Gather, 1, 0, 1);
+        let mut last = store(id, 2..3, None);
+        last.push(Output::Done);
+        check(id, 1, last);
+        assert!(ring.is_done());
+    }
+
+    #[test]
+    fn pieces_that_come_early_are_held_until_the_gradient_is_ready() {
+        let mut ring = ring();
+        let early = piece(Phase::Reduce, 0, 0, 1);
+        assert_eq!(ring.handle_piece(0, early, 1), Ok(Accepted::AfterLocalReady));
+        assert_eq!(
+            ring.handle_piece(0, early, 1),
+            Err(CollectiveError::Duplicate { piece: early })
+        );
+        assert_eq!(outputs(&mut ring), []);
+        ring.handle_local_ready();
+        let all = outputs(&mut ring);
+        assert_eq!(all.len(), 3);
+        assert!(matches!(all[2], Output::ReduceThenForward { piece, .. } if piece == early));
+        ring.handle_local_ready();
+        assert_eq!(outputs(&mut ring), []);
+    }
+
+    #[test]
+    fn wrong_pieces_are_refused_by_what_is_wrong_and_change_nothing() {
+        use Phase::{Gather, Reduce};
+        let mut ring = ring();
+        ring.handle_local_ready();
+        outputs(&mut ring);
+        let mut check = |from, id, elements, text: &str| {
+            let error = ring.handle_piece(from, id, elements).expect_err(text);
+            assert_eq!(error.to_string(), text);
+            assert_eq!(outputs(&mut ring), []);
+            assert_eq!(ring.missing_pieces(), 8);
+        };
+        let good = piece(Reduce, 0, 0, 0);
+        let text = "piece 0 of chunk 0 (reduce, hop 0) comes from rank 2, expected rank 0";
+        check(2, good, 2, text);
+        let text = "piece 0 of chunk 0 (reduce, hop 2) is beyond the last hop; the ring has 2";
+        check(0, piece(Reduce, 2, 0, 0), 2, text);
+        let text = "piece 0 of chunk 2 (reduce, hop 0) is of the wrong chunk, expected chunk 0";
+        check(0, piece(Reduce, 0, 2, 0), 2, text);
+        let text = "piece 2 of chunk 0 (reduce, hop 0) is beyond the last; the chunk has 2";
+        check(0, piece(Reduce, 0, 0, 2), 2, text);
+        let text = "piece 0 of chunk 0 (reduce, hop 0) has 1 elements, expected 2";
+        check(0, good, 1, text);
+        let text = "piece 0 of chunk 0 (gather, hop 1) can't be a whole sum: this rank has not added its \
+                    share";
+        check(0, piece(Gather, 1, 0, 0), 2, text);
+    }
+
+    #[test]
+    fn a_finished_bucket_takes_nothing_more() {
+        let mut ring = RingAllReduce::new(0, 2, 2).expect("within the bounds");
+        ring.handle_local_ready();
+        for id in [piece(Phase::Reduce, 0, 1, 0), piece(Phase::Gather, 0, 0, 0)] {
+            assert_eq!(ring.handle_piece(1, id, 1), Ok(Accepted::Now));
+        }
+        assert_eq!(outputs(&mut ring).last(), Some(&Output::Done));
+        let piece = piece(Phase::Gather, 0, 0, 0);
+        assert_eq!(ring.handle_piece(1, piece, 1), Err(CollectiveError::Finished { piece }));
+        assert_eq!(outputs(&mut ring), []);
+    }
+
+    #[test]
+    fn a_ring_of_one_keeps_its_gradient_and_takes_no_piece() {
+        let mut ring = RingAllReduce::new(0, 1, 7).expect("within the bounds");
+        let piece = piece(Phase::Reduce, 0, 0, 0);
+        let error = CollectiveError::HopOutOfRange { piece, hops: 0 };
+        assert_eq!(ring.handle_piece(0, piece, 7), Err(error));
+        ring.handle_local_ready();
+        assert_eq!(outputs(&mut ring), [Output::KeepLocal { range: 0..7 }, Output::Done]);
+    }
+
+    #[test]
+    fn an_empty_bucket_is_done_at_once() {
+        for ranks in 1..4 {
+            let mut ring = RingAllReduce::new(0, ranks, 0).expect("within the bounds");
+            assert!(ring.is_empty() && outputs(&mut ring).is_empty());
+            ring.handle_local_ready();
+            assert_eq!(outputs(&mut ring), [Output::Done]);
+        }
+    }
+
+    #[test]
+    fn impossible_rings_are_refused() {
+        let limit = limits::MEMBERS_MAX;
+        for (rank, ranks) in [(0, 0), (3, 3), (0, limit as u16 + 1)] {
+            let error = CollectiveError::Ring { rank, ranks, limit };
+            assert_eq!(RingAllReduce::new(rank, ranks, 1).map(|_| ()), Err(error));
+        }
+        let refused = |len, piece_len| RingAllReduce::with_pieces(0, 2, len, piece_len).map(|_| ());
+        let (limit, got) = (limits::BUCKET_ELEMENTS_MAX, limits::BUCKET_ELEMENTS_MAX + 1);
+        assert_eq!(refused(got, 1), Err(CollectiveError::Bucket { limit, got }));
+        for got in [0, limits::PIECE_ELEMENTS_MAX + 1] {
+            let limit = limits::PIECE_ELEMENTS_MAX;
+            assert_eq!(refused(1, got), Err(CollectiveError::PieceLength { limit, got }));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_stream_of_pieces_is_taken_or_refused_without_a_panic(
+            (rank, ranks) in (1_u16..6).prop_flat_map(|ranks| (0..ranks, Just(ranks))),
+            len in 0_usize..40,
+            pieces in prop::collection::vec(
+                (0_u16..7, any::<bool>(), 0_u16..6, 0_u16..7, 0_u32..9, 0_usize..5, any::<bool>()),
+                0..200,
+            ),
+        ) {
+            let mut ring = RingAllReduce::with_pieces(rank, ranks, len, 3).expect("within the bounds");
+            let mut missing = ring.missing_pieces();
+            for (from, gather, hop, chunk, index, elements, ready) in pieces {
+                if ready {
+                    ring.handle_local_ready();
+                }
+                let phase = if gather { Phase::Gather } else { Phase::Reduce };
+                let id = piece(phase, hop, chunk, index);
+                if ring.handle_piece(from, id, elements).is_ok() {
+                    missing -= 1;
+                    prop_assert_eq!(ring.range_of(id).map(|range| range.len()), Some(elements));
+                }
+                prop_assert_eq!(ring.missing_pieces(), missing);
+                outputs(&mut ring);
+            }
+        }
+    }
+}

@@ -321,9 +321,7 @@ impl Ledger {
 /// Checks the lines of a ledger, its header first, and says what they prove.
 pub fn audit<S: AsRef<str>>(lines: impl IntoIterator<Item = S>) -> Result<AuditReport, AuditError> {
     let mut ledger: Option<Ledger> = None;
-    let mut line = 0;
-    for text in lines {
-        line += 1;
+    for (line, text) in (1..).zip(lines) {
         let text = text.as_ref();
         let checked = match &mut ledger {
             None => LedgerHeader::parse_line(text).and_then(Ledger::new).map(|l| ledger = Some(l)),
@@ -387,6 +385,236 @@ impl fmt::Display for Neighbour<'_> {
         match self.0 {
             Some(peer) => write!(f, "{peer:#}"),
             None => f.write_str("nobody"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn peer(id: u8) -> PeerId {
+        PeerId::from_bytes([id; 32])
+    }
+
+    fn header() -> LedgerHeader {
+        LedgerHeader { job: JobId::of_job(b"job"), first: Step(10), items: 8, samples_per_item: 4 }
+    }
+
+    fn share(id: u8, ranges: &[Range<u32>]) -> Share {
+        Share { peer: peer(id), redone: false, ranges: ranges.to_vec() }
+    }
+
+    fn entry(step: u64, shares: Vec<Share>) -> LedgerEntry {
+        LedgerEntry { step: Step(step), epoch: 1, attempt: Digest::of("test", &step), shares }
+    }
+
+    fn check_refused(shares: Vec<Share>, expected: &str) {
+        let mut ledger = Ledger::new(header()).expect("plausible");
+        let error = ledger.append(&entry(10, shares)).expect_err(expected);
+        // Peers in full are too long to read here.
+        let text = error.to_string();
+        let short =
+            (1..9).fold(text, |text, id| text.replace(&peer(id).to_hex(), &format!("P{id}")));
+        assert_eq!(short, expected);
+        assert_eq!(ledger.next_step(), Step(10));
+        assert_eq!(ledger.report(), &AuditReport::default());
+    }
+
+    #[test]
+    fn steps_that_tile_are_counted_by_peer() {
+        let mut ledger = Ledger::new(header()).expect("plausible");
+        ledger.append(&entry(10, vec![share(1, &[0..5]), share(2, &[5..8])])).expect("tiles");
+        let redone = Share { redone: true, ..share(1, &[5..6, 7..8]) };
+        let shares = vec![redone, share(1, &[0..5]), share(2, &[6..7])];
+        ledger.append(&entry(11, shares)).expect("tiles");
+        assert_eq!(ledger.next_step(), Step(12));
+        assert_eq!(
+            ledger.report().to_string(),
+            "2 steps, 64 samples, each counted exactly once\n  01010101: 48 samples\n  \
+             02020202: 16 samples\n  done again for peers that died: 8 samples in 1 shares of 1 steps"
+        );
+        assert_eq!(ledger.report().peers(), [peer(1), peer(2)].into());
+    }
+
+    #[test]
+    fn lost_samples_are_named_with_their_neighbours() {
+        check_refused(
+            vec![share(1, &[0..3]), share(2, &[5..8])],
+            "step 10 lost micro-batches 3..5 (samples 332..340): nobody counts them; before them comes \
+             P1, after them P2",
+        );
+        check_refused(
+            vec![share(2, &[1..7])],
+            "step 10 lost micro-batches 0..1 (samples 320..324): nobody counts them; before them comes \
+             nobody, after them P2",
+        );
+        check_refused(
+            vec![share(2, &[0..7])],
+            "step 10 lost micro-batches 7..8 (samples 348..352): nobody counts them; before them comes \
+             P2, after them nobody",
+        );
+        check_refused(
+            vec![],
+            "step 10 lost micro-batches 0..8 (samples 320..352): nobody counts them; before them comes \
+             nobody, after them nobody",
+        );
+    }
+
+    #[test]
+    fn doubled_samples_are_named_with_both_peers() {
+        check_refused(
+            vec![share(1, &[0..4]), share(2, &[2..8])],
+            "step 10 doubled micro-batches 2..4 (samples 328..336): both P1 and P2 count them",
+        );
+        check_refused(
+            vec![share(1, &[0..8]), Share { redone: true, ..share(1, &[6..7]) }],
+            "step 10 doubled micro-batches 6..7 (samples 344..348): both P1 and P1 count them",
+        );
+    }
+
+    #[test]
+    fn ranges_outside_of_the_step_are_refused() {
+        let text = "step 10: P1 counts micro-batches 0..9, the step has 0..8";
+        check_refused(vec![share(1, &[0..9])], text);
+        let text = "step 10: P1 counts micro-batches 5..2, the step has 0..8";
+        let backwards = Range { start: 5, end: 2 };
+        check_refused(vec![share(1, &[0..8, backwards])], text);
+        let many = vec![share(1, &[]); limits::LEDGER_SHARES_MAX + 1];
+        check_refused(many, "step 10 has 513 shares, at most 512 are allowed");
+    }
+
+    #[test]
+    fn steps_come_in_order_without_gaps_or_repetition() {
+        let mut ledger = Ledger::new(header()).expect("plausible");
+        let whole = |step| entry(step, vec![share(1, &[0..8])]);
+        let refused = |got| LedgerError::StepOrder { expected: Step(10), got: Step(got) };
+        assert_eq!(ledger.append(&whole(11)), Err(refused(11)));
+        assert_eq!(ledger.append(&whole(9)), Err(refused(9)));
+        ledger.append(&whole(10)).expect("next");
+        assert!(matches!(ledger.append(&whole(10)), Err(LedgerError::StepOrder { .. })));
+        let mut last = Ledger::new(LedgerHeader { first: Step(u64::MAX / 16), ..header() })
+            .expect("plausible");
+        let beyond = LedgerError::StepTooLarge { step: Step(u64::MAX / 16) };
+        assert_eq!(last.append(&whole(u64::MAX / 16)), Err(beyond));
+    }
+
+    #[test]
+    fn headers_with_impossible_numbers_are_refused() {
+        let error = Ledger::new(LedgerHeader { items: 0, ..header() }).map(|_| ());
+        let (field, max) = ("items", limits::ITEMS_MAX);
+        assert_eq!(error, Err(LedgerError::Range { field, max, got: 0 }));
+        assert!(LedgerHeader { samples_per_item: 0, ..header() }.verify().is_err());
+    }
+
+    #[test]
+    fn samples_of_a_step_follow_those_of_the_step_before() {
+        let header = header();
+        assert_eq!(header.sample_range(Step(0)), Some(0..32));
+        assert_eq!(header.sample_range(Step(1)), Some(32..64));
+        assert_eq!(header.samples_of(Step(1), 2..3), Some(40..44));
+        assert_eq!(header.samples_of(Step(1), 2..9), None);
+        assert_eq!(header.samples_of(Step(1), 0..0), None);
+        assert_eq!(header.sample_range(Step(u64::MAX)), None);
+    }
+
+    fn lines() -> Vec<String> {
+        let redone = Share { redone: true, ..share(1, &[5..6, 7..8]) };
+        vec![
+            header().to_line(),
+            entry(10, vec![share(1, &[0..5]), share(2, &[5..8])]).to_line(),
+            entry(11, vec![share(1, &[0..5]), redone, share(2, &[6..7])]).to_line(),
+        ]
+    }
+
+    fn check_audit_refused(change: impl FnOnce(&mut Vec<String>), expected: &str) {
+        let mut lines = lines();
+        change(&mut lines);
+        assert_eq!(audit(&lines).expect_err(expected).to_string(), expected);
+    }
+
+    #[test]
+    fn an_audit_of_the_lines_gives_the_same_report() {
+        let report = audit(lines()).expect("tiles");
+        assert_eq!((report.steps, report.samples, report.redone_samples), (2, 64, 8));
+        assert_eq!(audit(&lines()[..1]), Ok(AuditReport::default()));
+    }
+
+    #[test]
+    fn an_audit_names_the_line_that_is_wrong() {
+        let text = "ledger line 2: step 11 is not the next, expected step 10";
+        check_audit_refused(|lines| drop(lines.remove(1)), text);
+        check_audit_refused(
+            |lines| lines[2].truncate(15),
+            "ledger line 3: expected step=… epoch=… attempt=… shares=…, got \
+             \"step=11 epoch=1\"",
+        );
+        check_audit_refused(
+            |lines| lines[1] = lines[1].replace("5..8", "5..+8"),
+            "ledger line 2: expected the end of a range, got \"+8\"",
+        );
+        check_audit_refused(
+            |lines| lines[1] = lines[1].replace("0..5", "0..05"),
+            "ledger line 2: expected the end of a range, got \"05\"",
+        );
+        check_audit_refused(
+            |lines| lines[0] = lines[0].replace("v1", "v2"),
+            "ledger line 1: expected p2ptrain-ledger v1 job=… first=… items=… samples=…, got \
+             \"p2ptrain-ledger v2 job=587ddb0e03b4fcbb2…\"",
+        );
+        check_audit_refused(Vec::clear, "ledger line 1: expected a ledger's first line, got \"\"");
+        check_audit_refused(
+            |lines| lines[1].push_str(&" ".repeat(limits::LEDGER_LINE_BYTES_MAX)),
+            "ledger line 2: line of 1048811 bytes, at most 1048576 are allowed",
+        );
+    }
+
+    fn some_entry() -> impl Strategy<Value = LedgerEntry> {
+        let ranges =
+            prop::collection::vec((any::<u32>(), any::<u32>()).prop_map(|(a, b)| a..b), 0..4);
+        let share = (any::<u8>(), any::<bool>(), ranges).prop_map(|(id, redone, ranges)| Share {
+            peer: peer(id),
+            redone,
+            ranges,
+        });
+        (any::<u64>(), any::<u64>(), prop::collection::vec(share, 0..5))
+            .prop_map(|(step, epoch, shares)| LedgerEntry { epoch, ..entry(step, shares) })
+    }
+
+    proptest! {
+        #[test]
+        fn entries_come_back_from_their_lines(entry in some_entry()) {
+            prop_assert_eq!(LedgerEntry::parse_line(&entry.to_line()), Ok(entry));
+        }
+
+        #[test]
+        fn a_line_that_parses_is_the_only_form_of_its_entry(
+            line in "step=[0-9+]{0,3} epoch=[01]{1,2} attempt=[0a]{63,64} shares=[+01]{0,1}(0{64}:[0-9.,]{0,5})?"
+        ) {
+            if let Ok(entry) = LedgerEntry::parse_line(&line) {
+                prop_assert_eq!(entry.to_line(), line);
+            }
+        }
+
+        #[test]
+        fn any_text_is_parsed_or_refused_without_a_panic(line in "\\PC{0,120}") {
+            let _ = LedgerEntry::parse_line(&line);
+            let _ = LedgerHeader::parse_line(&line);
+        }
+
+        #[test]
+        fn entries_are_accepted_exactly_where_they_count_each_item_once(
+            ranges in prop::collection::vec((0_u32..9, 0_u32..9), 0..5)
+        ) {
+            let ranges: Vec<Range<u32>> = ranges.into_iter().map(|(a, b)| a..b).collect();
+            let once = (0..9).all(|item| {
+                ranges.iter().filter(|range| range.contains(&item)).count() == usize::from(item < 8)
+            });
+            let sound = ranges.iter().all(|range| !range.is_empty());
+            let shares = (0..).zip(ranges).map(|(id, range)| share(id, &[range])).collect();
+            prop_assert_eq!(entry(10, shares).verify(&header()).is_ok(), once && sound);
         }
     }
 }
