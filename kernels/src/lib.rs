@@ -1,1 +1,4 @@
 //! Kernels.
+pub mod dtype;
+pub mod program;
+pub mod shape;

@@ -1,0 +1,232 @@
+//! Passes: from a program to an equal one that runs faster. The specification runs after each.
+//!
+//! Forward passes ([`fuse_gelu`], [`fuse_head`]) come before differentiation, so that gradient
+//! rules of the fused operators apply; the others fit anywhere.
+
+use std::collections::BTreeMap;
+
+use crate::program::spec::{SpecError, infer};
+use crate::program::{Epilogue, Instr, Node, Op, Program, Type, UnaryKind, Value};
+
+/// The program with only these of its outputs, and what they (and the gradients) need.
+pub fn keep_outputs(program: &Program, names: &[&str]) -> Result<Program, SpecError> {
+    let mut program = program.clone();
+    program.outputs.retain(|output| names.contains(&output.name.as_str()));
+    remove_dead(&program)
+}
+
+/// Removes nodes that no output and no gradient needs.
+pub fn remove_dead(program: &Program) -> Result<Program, SpecError> {
+    let mut live = vec![false; program.nodes.len()];
+    let mut mark = |live: &mut Vec<bool>, value: Value| {
+        if let Value::Node(node, _) = value {
+            live[node as usize] = true;
+        }
+    };
+    program.outputs.iter().for_each(|output| mark(&mut live, output.value));
+    program.grads.iter().for_each(|grad| mark(&mut live, grad.value));
+    for index in (0..program.nodes.len()).rev() {
+        if live[index] {
+            program.nodes[index].inputs.iter().for_each(|&value| mark(&mut live, value));
+        }
+    }
+    let mut renumbered = vec![0; live.len()];
+    let mut next = 0;
+    for (number, &live) in renumbered.iter_mut().zip(&live) {
+        *number = next;
+        next += u32::from(live);
+    }
+    let mut result = program.clone();
+    let mut live = live.iter();
+    result.nodes.retain(|_| *live.next().expect("one flag a node"));
+    map_values(&mut result, |value| match value {
+        Value::Node(node, slot) => Value::Node(renumbered[node as usize], slot),
+        other => other,
+    });
+    result.verify()?;
+    Ok(result)
+}
+
+/// Computes equal nodes once.
+pub fn share_common(program: &Program) -> Result<Program, SpecError> {
+    let mut result = program.clone();
+    let mut first: BTreeMap<String, u32> = BTreeMap::new();
+    let mut same: Vec<u32> = (0..program.nodes.len() as u32).collect();
+    for index in 0..result.nodes.len() {
+        let node = &mut result.nodes[index];
+        node.inputs.iter_mut().for_each(|value| *value = renumber(*value, &same));
+        let key = format!("{} {:?} {:?}", node.op.name(), node.op.attributes(), node.inputs);
+        same[index] = *first.entry(key).or_insert(index as u32);
+    }
+    map_values(&mut result, |value| renumber(value, &same));
+    remove_dead(&result)
+}
+
+fn renumber(value: Value, numbers: &[u32]) -> Value {
+    match value {
+        Value::Node(node, slot) => Value::Node(numbers[node as usize], slot),
+        other => other,
+    }
+}
+
+/// Lets a linear layer apply the gelu that is its only reader.
+pub fn fuse_gelu(program: &Program) -> Result<Program, SpecError> {
+    let mut result = program.clone();
+    let uses = Uses::of(program);
+    let mut replaced = BTreeMap::new();
+    for (index, node) in program.nodes.iter().enumerate() {
+        let epilogue = match node.op {
+            Op::Unary(UnaryKind::GeluErf) => Epilogue::GeluErf,
+            Op::Unary(UnaryKind::GeluTanh) => Epilogue::GeluTanh,
+            _ => continue,
+        };
+        let Value::Node(source, 0) = node.inputs[0] else { continue };
+        let linear = &mut result.nodes[source as usize];
+        if linear.op == (Op::Linear { epilogue: Epilogue::None }) && uses.once(node.inputs[0]) {
+            linear.op = Op::Linear { epilogue };
+            linear.outputs.push(linear.outputs[0].clone());
+            replaced.insert(Value::Node(index as u32, 0), node.inputs[0]);
+        }
+    }
+    map_values(&mut result, |value| replaced.get(&value).copied().unwrap_or(value));
+    remove_dead(&result)
+}
+
+/// Joins the last linear layer and the loss where nothing else reads the logits, so that they
+/// never exist whole.
+pub fn fuse_head(program: &Program) -> Result<Program, SpecError> {
+    let mut result = program.clone();
+    let uses = Uses::of(program);
+    for (index, node) in program.nodes.iter().enumerate() {
+        let (Op::CrossEntropy, Value::Node(source, 0)) = (&node.op, node.inputs[0]) else {
+            continue;
+        };
+        let linear = &program.nodes[source as usize];
+        let plain = linear.op == (Op::Linear { epilogue: Epilogue::None });
+        if plain && linear.inputs.len() == 2 && uses.once(node.inputs[0]) {
+            let head = &mut result.nodes[index];
+            head.op = Op::LinearCrossEntropy;
+            head.inputs = vec![linear.inputs[0], linear.inputs[1], node.inputs[1]];
+        }
+    }
+    remove_dead(&result)
+}
+
+/// Takes the loss from the backward of the joined head, which computes it anyway.
+pub fn share_head_loss(program: &Program) -> Result<Program, SpecError> {
+    let mut result = program.clone();
+    for (index, node) in program.nodes.iter().enumerate() {
+        if node.op != Op::LinearCrossEntropy {
+            continue;
+        }
+        let loss = Value::Node(index as u32, 0);
+        let read = program.nodes.iter().any(|node| node.inputs.contains(&loss));
+        let backward = program.nodes.iter().position(|other| {
+            other.op == Op::LinearCrossEntropyGrad && other.inputs[..3] == node.inputs[..]
+        });
+        if let (false, Some(backward)) = (read, backward) {
+            for output in result.outputs.iter_mut().filter(|output| output.value == loss) {
+                output.value = Value::Node(backward as u32, 2);
+            }
+        }
+    }
+    remove_dead(&result)
+}
+
+/// Joins elementwise nodes with the elementwise nodes that alone read them, so that a chain passes
+/// over memory once.
+pub fn fuse_elementwise(program: &Program) -> Result<Program, SpecError> {
+    let mut result = program.clone();
+    let uses = Uses::of(program);
+    for index in 0..result.nodes.len() {
+        // Inlining changes the inputs, so the search starts over until nothing more fits.
+        while let Some(joined) = inline_one(&result, &uses, index) {
+            result.nodes[index] = joined;
+        }
+    }
+    remove_dead(&result)
+}
+
+/// The node with one of its producers inlined.
+fn inline_one(program: &Program, uses: &Uses, index: usize) -> Option<Node> {
+    let node = &program.nodes[index];
+    let code = code_of(&node.op)?;
+    for (place, &input) in node.inputs.iter().enumerate() {
+        let Value::Node(source, 0) = input else { continue };
+        let producer = &program.nodes[source as usize];
+        let Some(inner) = code_of(&producer.op) else { continue };
+        if !uses.once(input) || producer.outputs[0] != node.outputs[0] {
+            continue;
+        }
+        let mut inputs = node.inputs.clone();
+        inputs.remove(place);
+        let mut place_of = |value: Value| {
+            let at = inputs.iter().position(|&other| other == value).unwrap_or_else(|| {
+                inputs.push(value);
+                inputs.len() - 1
+            });
+            Instr::Input(at as u8)
+        };
+        let inner: Vec<Instr> = inner
+            .into_iter()
+            .map(|instr| match instr {
+                Instr::Input(at) => place_of(producer.inputs[usize::from(at)]),
+                other => other,
+            })
+            .collect();
+        let mut joined = Vec::new();
+        for &instr in &code {
+            match instr {
+                Instr::Input(at) if usize::from(at) == place => joined.extend(&inner),
+                Instr::Input(at) => {
+                    joined.push(Instr::Input(at - u8::from(usize::from(at) > place)));
+                }
+                other => joined.push(other),
+            }
+        }
+        let op = Op::Fused(joined);
+        let types: Vec<Type> = inputs.iter().map(|&value| program.type_of(value)).collect();
+        if infer(&op, &types).is_ok_and(|outputs| outputs == node.outputs) {
+            return Some(Node { op, inputs, outputs: node.outputs.clone(), block: node.block });
+        }
+    }
+    None
+}
+
+/// An elementwise operator as a chain.
+pub(crate) fn code_of(op: &Op) -> Option<Vec<Instr>> {
+    match op {
+        Op::Unary(kind) => Some(vec![Instr::Input(0), Instr::Unary(*kind)]),
+        Op::Binary(kind) => Some(vec![Instr::Input(0), Instr::Input(1), Instr::Binary(*kind)]),
+        Op::Fused(code) => Some(code.clone()),
+        _ => None,
+    }
+}
+
+fn map_values(program: &mut Program, map: impl Fn(Value) -> Value) {
+    for node in &mut program.nodes {
+        node.inputs.iter_mut().for_each(|value| *value = map(*value));
+    }
+    program.outputs.iter_mut().for_each(|output| output.value = map(output.value));
+    program.grads.iter_mut().for_each(|grad| grad.value = map(grad.value));
+}
+
+/// How often each value is read.
+pub(crate) struct Uses(BTreeMap<Value, usize>);
+
+impl Uses {
+    pub(crate) fn of(program: &Program) -> Self {
+        let inputs = program.nodes.iter().flat_map(|node| node.inputs.iter().copied());
+        let ends = program.outputs.iter().map(|output| output.value);
+        let grads = program.grads.iter().map(|grad| grad.value);
+        let mut counts = BTreeMap::new();
+        for value in inputs.chain(ends).chain(grads) {
+            *counts.entry(value).or_insert(0) += 1;
+        }
+        Self(counts)
+    }
+
+    pub(crate) fn once(&self, value: Value) -> bool {
+        self.0.get(&value) == Some(&1)
+    }
+}

@@ -1,0 +1,836 @@
+//! The executable specification of programs: what each operator accepts and yields, and what makes
+//! a whole program valid. It runs in the builder, after every pass and after decoding.
+
+use std::collections::BTreeSet;
+
+use thiserror::Error;
+
+use super::op::{Epilogue, Instr, Op, UnaryKind, Window};
+use super::{Init, Node, Program, Type, Value};
+use crate::dtype::DType;
+use crate::shape::Shape;
+
+/// Most inputs of a node.
+pub const NODE_INPUTS_MAX: usize = 8;
+/// Most outputs of a node.
+pub const NODE_OUTPUTS_MAX: usize = 3;
+/// Most nodes of a program.
+pub const NODES_MAX: usize = 1 << 16;
+/// Most parameters.
+pub const PARAMS_MAX: usize = 1 << 14;
+/// Most blocks.
+pub const BLOCKS_MAX: usize = 1 << 12;
+/// Most inputs and most outputs of a program.
+pub const ENDS_MAX: usize = 64;
+/// Most bytes of a name.
+pub const NAME_BYTES_MAX: usize = 200;
+/// Most elements of all parameters.
+pub const PARAM_ELEMENTS_MAX: usize = 1 << 36;
+/// Most instructions of a fused chain.
+pub const FUSED_CODE_MAX: usize = 32;
+/// Deepest stack of a fused chain.
+pub const FUSED_STACK_MAX: usize = 8;
+
+/// Why a program is not valid.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum SpecError {
+    /// A node breaks its operator's specification.
+    #[error("node {node} ({op} of {inputs}): {issue}")]
+    Node {
+        /// Index of the node.
+        node: usize,
+        /// Its operator.
+        op: &'static str,
+        /// Types of its inputs.
+        inputs: String,
+        /// What is wrong.
+        issue: Issue,
+    },
+    /// A node, output or gradient refers to a value that does not exist (yet).
+    #[error("{by} refers to {value:?}, which does not exist before it")]
+    UnknownValue {
+        /// Who refers.
+        by: String,
+        /// To what.
+        value: Value,
+    },
+    /// More items than a program may have.
+    #[error("{found} {what}, at most {max} are allowed")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+        /// How many there may be.
+        max: usize,
+    },
+    /// A name is empty, too long, has a character outside `[A-Za-z0-9_.-]`, does not start with a
+    /// letter, or is used twice.
+    #[error("{what} name {name:?} is malformed or used twice")]
+    Name {
+        /// Of what.
+        what: &'static str,
+        /// The name, shortened.
+        name: String,
+    },
+    /// A parameter's declaration is not valid.
+    #[error("parameter {name}: {problem}")]
+    Param {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A block's declaration is not valid.
+    #[error("block {block}: length {len}, but its parameters have {found} elements")]
+    BlockLen {
+        /// Its index.
+        block: usize,
+        /// What it declares.
+        len: usize,
+        /// What its parameters sum to.
+        found: usize,
+    },
+    /// An input's shape is out of bounds.
+    #[error("input {name}: shape {shape} is out of bounds")]
+    Input {
+        /// Its name.
+        name: String,
+        /// Its shape.
+        shape: Shape,
+    },
+    /// The output `loss` is not a floating-point scalar.
+    #[error("output loss must be f32[], is {found}")]
+    Loss {
+        /// What it is.
+        found: Type,
+    },
+    /// A gradient's type is not its parameter's.
+    #[error("gradient of {name} is {found}, must be {expected}")]
+    Gradient {
+        /// The parameter.
+        name: String,
+        /// The gradient's type.
+        found: Type,
+        /// The parameter's type.
+        expected: Type,
+    },
+}
+
+/// What is wrong with a node.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum Issue {
+    /// Wrong number of inputs.
+    #[error("takes {expected} inputs, has {found}")]
+    InputCount {
+        /// What the operator takes.
+        expected: &'static str,
+        /// What the node has.
+        found: usize,
+    },
+    /// Wrong element type.
+    #[error("input {input} must be {expected}")]
+    DType {
+        /// Which input.
+        input: usize,
+        /// What the operator takes.
+        expected: DType,
+    },
+    /// Wrong shape.
+    #[error("input {input}: {expected}")]
+    Shape {
+        /// Which input.
+        input: usize,
+        /// What the operator takes.
+        expected: &'static str,
+    },
+    /// An attribute is out of range.
+    #[error("attribute {name}: {expected}")]
+    Attribute {
+        /// Which.
+        name: &'static str,
+        /// What is allowed.
+        expected: &'static str,
+    },
+    /// An output would be too large.
+    #[error("output shape {shape} is out of bounds")]
+    TooLarge {
+        /// Its shape.
+        shape: Shape,
+    },
+    /// The declared outputs are not what the operator yields.
+    #[error("declares outputs {found}, yields {expected}")]
+    Outputs {
+        /// Declared.
+        found: String,
+        /// Yielded.
+        expected: String,
+    },
+    /// The block does not exist.
+    #[error("block {block} does not exist")]
+    Block {
+        /// Its index.
+        block: usize,
+    },
+}
+
+impl Program {
+    /// Checks everything that an executor relies on. Costs time linear in the program and
+    /// allocates nothing that depends on declared sizes.
+    pub fn verify(&self) -> Result<(), SpecError> {
+        self.verify_counts()?;
+        self.verify_names()?;
+        self.verify_params()?;
+        for input in &self.inputs {
+            if input.shape.checked_elements().is_none() {
+                return Err(SpecError::Input {
+                    name: input.name.clone(),
+                    shape: input.shape.clone(),
+                });
+            }
+        }
+        for (index, node) in self.nodes.iter().enumerate() {
+            for &value in &node.inputs {
+                self.verify_reference(value, index, || format!("node {index}"))?;
+            }
+            self.verify_node(index, node)?;
+        }
+        for output in &self.outputs {
+            self.verify_reference(output.value, self.nodes.len(), || {
+                format!("output {}", output.name)
+            })?;
+            let found = self.type_of(output.value);
+            if output.name == super::LOSS && found != Type::f32([]) {
+                return Err(SpecError::Loss { found });
+            }
+        }
+        for grad in &self.grads {
+            let by = || format!("gradient of parameter {}", grad.param);
+            self.verify_reference(Value::Param(grad.param), 0, by)?;
+            self.verify_reference(grad.value, self.nodes.len(), by)?;
+            let (found, expected) =
+                (self.type_of(grad.value), self.type_of(Value::Param(grad.param)));
+            if found != expected {
+                let name = self.params[grad.param as usize].name.clone();
+                return Err(SpecError::Gradient { name, found, expected });
+            }
+        }
+        Ok(())
+    }
+
+    fn verify_counts(&self) -> Result<(), SpecError> {
+        let counts = [
+            ("blocks", self.blocks.len(), BLOCKS_MAX),
+            ("parameters", self.params.len(), PARAMS_MAX),
+            ("inputs", self.inputs.len(), ENDS_MAX),
+            ("nodes", self.nodes.len(), NODES_MAX),
+            ("outputs", self.outputs.len(), ENDS_MAX),
+            ("gradients", self.grads.len(), NODES_MAX),
+        ];
+        for (what, found, max) in counts {
+            if found > max {
+                return Err(SpecError::TooMany { what, found, max });
+            }
+        }
+        Ok(())
+    }
+
+    fn verify_names(&self) -> Result<(), SpecError> {
+        let check = |what: &'static str, name: &str, seen: &mut BTreeSet<String>| {
+            let first = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic());
+            let rest =
+                name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
+            let fits = name.len() <= NAME_BYTES_MAX;
+            if first && rest && fits && seen.insert(name.to_owned()) {
+                return Ok(());
+            }
+            Err(SpecError::Name { what, name: name.chars().take(40).collect() })
+        };
+        check("program", &self.name, &mut BTreeSet::new())?;
+        let mut seen = BTreeSet::new();
+        for block in &self.blocks {
+            check("block", &block.name, &mut seen)?;
+        }
+        let mut seen = BTreeSet::new();
+        for param in &self.params {
+            check("parameter", &param.name, &mut seen)?;
+        }
+        for input in &self.inputs {
+            check("input", &input.name, &mut seen)?;
+        }
+        let mut seen = BTreeSet::new();
+        for output in &self.outputs {
+            check("output", &output.name, &mut seen)?;
+        }
+        Ok(())
+    }
+
+    fn verify_params(&self) -> Result<(), SpecError> {
+        let mut lens = vec![0usize; self.blocks.len()];
+        let mut total = 0usize;
+        for param in &self.params {
+            let fail =
+                |problem| Err(SpecError::Param { name: param.name.clone(), problem });
+            let Some(elements) = param.shape.checked_elements() else {
+                return fail("its shape is out of bounds");
+            };
+            let Some(len) = lens.get_mut(param.block) else {
+                return fail("its block does not exist");
+            };
+            if param.offset != *len {
+                return fail("it does not follow the one before it in its block");
+            }
+            let finite = match param.init {
+                Init::Zeros | Init::Ones => true,
+                Init::Normal { std: scale } | Init::Uniform { bound: scale } => {
+                    scale.is_finite() && scale >= 0.0 && scale.to_bits() != (-0.0f32).to_bits()
+                }
+            };
+            if !finite {
+                return fail("its initial scale is not a finite, positive number");
+            }
+            // Each parameter is at most ELEMENTS_MAX and there are at most PARAMS_MAX: no overflow.
+            *len += elements;
+            total += elements;
+            if total > PARAM_ELEMENTS_MAX {
+                return fail("all parameters together are too large");
+            }
+        }
+        for (block, (info, &found)) in self.blocks.iter().zip(&lens).enumerate() {
+            if info.len != found {
+                return Err(SpecError::BlockLen { block, len: info.len, found });
+            }
+        }
+        Ok(())
+    }
+
+    /// A value exists before node `before`.
+    fn verify_reference(
+        &self,
+        value: Value,
+        before: usize,
+        by: impl Fn() -> String,
+    ) -> Result<(), SpecError> {
+        let exists = match value {
+            Value::Param(index) => (index as usize) < self.params.len(),
+            Value::Input(index) => (index as usize) < self.inputs.len(),
+            Value::Node(node, slot) => {
+                (node as usize) < before
+                    && usize::from(slot) < self.nodes[node as usize].outputs.len()
+            }
+        };
+        if exists { Ok(()) } else { Err(SpecError::UnknownValue { by: by(), value }) }
+    }
+
+    /// A node whose inputs exist follows its operator's specification.
+    pub(crate) fn verify_node(&self, index: usize, node: &Node) -> Result<(), SpecError> {
+        let count = node.inputs.len();
+        let inputs: Vec<Type> =
+            node.inputs.iter().take(NODE_INPUTS_MAX).map(|&value| self.type_of(value)).collect();
+        let check = || {
+            if count > NODE_INPUTS_MAX {
+                return Err(Issue::InputCount { expected: "at most 8", found: count });
+            }
+            if node.block >= self.blocks.len() {
+                return Err(Issue::Block { block: node.block });
+            }
+            let expected = infer(&node.op, &inputs)?;
+            if expected != node.outputs {
+                return Err(Issue::Outputs {
+                    found: types(&node.outputs),
+                    expected: types(&expected),
+                });
+            }
+            Ok(())
+        };
+        check().map_err(|issue| SpecError::Node {
+            node: index,
+            op: node.op.name(),
+            inputs: types(&inputs),
+            issue,
+        })
+    }
+}
+
+/// Types for messages: a bounded list.
+pub(crate) fn types(list: &[Type]) -> String {
+    let mut words: Vec<String> = list.iter().take(NODE_INPUTS_MAX).map(Type::to_string).collect();
+    if list.len() > words.len() {
+        words.push("...".to_owned());
+    }
+    format!("({})", words.join(", "))
+}
+
+/// Types that an operator yields for inputs of these types, or why it refuses them. Total: any
+/// attribute values and any (bounded) input types are allowed.
+pub fn infer(op: &Op, inputs: &[Type]) -> Result<Vec<Type>, Issue> {
+    let outputs = Infer { inputs }.infer(op)?;
+    for output in &outputs {
+        if output.shape.checked_elements().is_none() {
+            return Err(Issue::TooLarge { shape: output.shape.clone() });
+        }
+    }
+    Ok(outputs)
+}
+
+struct Infer<'a> {
+    inputs: &'a [Type],
+}
+
+impl Infer<'_> {
+    fn infer(&self, op: &Op) -> Result<Vec<Type>, Issue> {
+        match op {
+            Op::Constant { value, shape } => {
+                self.floats("0", 0..=0)?;
+                require_attribute(canonical(*value), "value", "a finite number, not -0")?;
+                Ok(vec![Type::f32(shape.clone())])
+            }
+            Op::Embedding | Op::EmbeddingGrad { .. } => self.embedding(op),
+            Op::Linear { epilogue } => self.linear(*epilogue),
+            Op::MatMul { ta, tb } => self.matmul(*ta, *tb),
+            Op::LayerNorm { .. }
+            | Op::LayerNormGrad
+            | Op::RmsNorm { .. }
+            | Op::RmsNormGrad => self.norm(op),
+            Op::Unary(kind) => {
+                self.floats("1", 1..=1)?;
+                check_unary(*kind)?;
+                Ok(vec![self.inputs[0].clone()])
+            }
+            Op::Binary(_) => {
+                self.floats("2", 2..=2)?;
+                let shape = self.shape(0).broadcast(self.shape(1));
+                let shape = shape.ok_or(Issue::Shape { input: 1, expected: "must broadcast" })?;
+                Ok(vec![Type::f32(shape)])
+            }
+            Op::Fused(code) => self.fused(code),
+            Op::Attention { heads, .. } | Op::AttentionGrad { heads, .. } => {
+                self.attention(op, *heads)
+            }
+            Op::Softmax => {
+                self.floats("1", 1..=1)?;
+                self.require(0, self.shape(0).rank() >= 1, "must have an axis")?;
+                Ok(vec![self.inputs[0].clone()])
+            }
+            Op::SoftmaxGrad => {
+                self.floats("2", 2..=2)?;
+                self.require(0, self.shape(0).rank() >= 1, "must have an axis")?;
+                self.same(1, 0)?;
+                Ok(vec![self.inputs[0].clone()])
+            }
+            Op::CrossEntropy | Op::CrossEntropyGrad => self.cross_entropy(op),
+            Op::LinearCrossEntropy | Op::LinearCrossEntropyGrad => self.linear_cross_entropy(op),
+            Op::Reshape { .. }
+            | Op::Permute { .. }
+            | Op::Slice { .. }
+            | Op::Pad { .. }
+            | Op::Concat { .. }
+            | Op::Broadcast { .. } => self.movement(op),
+            Op::Reduce { axes, keep, .. } => self.reduce(axes, *keep),
+            Op::Cast { to } => {
+                self.count("1", 1..=1)?;
+                self.dtype(0, DType::I32)?;
+                require_attribute(*to == DType::F32, "to", "f32")?;
+                Ok(vec![Type::f32(self.shape(0).clone())])
+            }
+            Op::Conv2d(_)
+            | Op::Conv2dGradInput { .. }
+            | Op::Conv2dGradWeight { .. }
+            | Op::Pool2d { .. }
+            | Op::Pool2dGrad { .. } => self.image(op),
+        }
+    }
+
+    fn embedding(&self, op: &Op) -> Result<Vec<Type>, Issue> {
+        self.count("2", 2..=2)?;
+        let (index, float) = if *op == Op::Embedding { (1, 0) } else { (0, 1) };
+        self.dtype(index, DType::I32)?;
+        self.dtype(float, DType::F32)?;
+        let (tokens, data) = (self.shape(index), self.shape(float));
+        match op {
+            Op::EmbeddingGrad { rows } => {
+                require_attribute(*rows > 0, "rows", "at least 1")?;
+                let fits = data.rank() == tokens.rank() + 1 && data[..tokens.rank()] == tokens[..];
+                self.require(1, fits, "must be the tokens' shape and one axis more")?;
+                Ok(vec![Type::f32([*rows, data.last()])])
+            }
+            _ => {
+                self.require(0, data.rank() == 2, "must be a matrix")?;
+                let dims: Vec<usize> = tokens.iter().copied().chain([data[1]]).collect();
+                Ok(vec![Type::f32(dims)])
+            }
+        }
+    }
+
+    fn linear(&self, epilogue: Epilogue) -> Result<Vec<Type>, Issue> {
+        self.floats("2 or 3", 2..=3)?;
+        let (x, w) = (self.shape(0), self.shape(1));
+        self.require(0, x.rank() >= 1, "must have an axis")?;
+        self.require(1, w.rank() == 2 && w[1] == x.last(), "must be [N,K] for x [..,K]")?;
+        if self.inputs.len() == 3 {
+            self.require(2, self.shape(2)[..] == w[..1], "must be [N]")?;
+        }
+        let dims: Vec<usize> = x[..x.rank() - 1].iter().copied().chain([w[0]]).collect();
+        let output = Type::f32(dims);
+        Ok(match epilogue {
+            Epilogue::None => vec![output],
+            Epilogue::GeluErf | Epilogue::GeluTanh => vec![output.clone(), output],
+        })
+    }
+
+    fn matmul(&self, ta: bool, tb: bool) -> Result<Vec<Type>, Issue> {
+        self.floats("2", 2..=2)?;
+        let (a, b) = (self.shape(0), self.shape(1));
+        self.require(0, a.rank() >= 2, "must have two axes")?;
+        self.require(1, b.rank() >= 2, "must have two axes")?;
+        let (lead_a, lead_b) = (&a[..a.rank() - 2], &b[..b.rank() - 2]);
+        let fits = if lead_b.is_empty() { !ta || lead_a.is_empty() } else { lead_a == lead_b };
+        self.require(1, fits, "must be a matrix or have a's leading axes")?;
+        let pair = |shape: &Shape, transposed: bool| {
+            let (row, column) = (shape[shape.rank() - 2], shape[shape.rank() - 1]);
+            if transposed { (column, row) } else { (row, column) }
+        };
+        let ((m, k), (kb, n)) = (pair(a, ta), pair(b, tb));
+        self.require(1, k == kb, "its inner dimension must be a's")?;
+        let dims: Vec<usize> = lead_a.iter().copied().chain([m, n]).collect();
+        Ok(vec![Type::f32(dims)])
+    }
+
+    fn norm(&self, op: &Op) -> Result<Vec<Type>, Issue> {
+        let (expected, range) = match op {
+            Op::LayerNorm { .. } => ("2 or 3", 2..=3),
+            Op::LayerNormGrad => ("5", 5..=5),
+            Op::RmsNorm { .. } => ("2", 2..=2),
+            _ => ("4", 4..=4),
+        };
+        self.floats(expected, range)?;
+        if let Op::LayerNorm { eps } | Op::RmsNorm { eps } = op {
+            let allowed = eps.is_finite() && *eps > 0.0;
+            require_attribute(allowed, "eps", "a finite, positive number")?;
+        }
+        let x = self.shape(0);
+        self.require(0, x.rank() >= 1, "must have an axis")?;
+        let vector = Shape::from([x.last()]);
+        let statistics = Shape::from([x.rows()]);
+        self.require(1, *self.shape(1) == vector, "must be [C] for x [..,C]")?;
+        let (y, c, r) = (self.inputs[0].clone(), Type::f32(vector), Type::f32(statistics));
+        match op {
+            Op::LayerNorm { .. } => {
+                if self.inputs.len() == 3 {
+                    self.require(2, *self.shape(2) == c.shape, "must be [C] for x [..,C]")?;
+                }
+                Ok(vec![y, r.clone(), r])
+            }
+            Op::RmsNorm { .. } => Ok(vec![y, r]),
+            Op::LayerNormGrad => {
+                self.require(2, *self.shape(2) == r.shape, "must be [rows]")?;
+                self.require(3, *self.shape(3) == r.shape, "must be [rows]")?;
+                self.same(4, 0)?;
+                Ok(vec![y, c.clone(), c])
+            }
+            _ => {
+                self.require(2, *self.shape(2) == r.shape, "must be [rows]")?;
+                self.same(3, 0)?;
+                Ok(vec![y, c])
+            }
+        }
+    }
+
+    fn fused(&self, code: &[Instr]) -> Result<Vec<Type>, Issue> {
+        self.floats("1 to 8", 1..=NODE_INPUTS_MAX)?;
+        let problem = |expected| Err(Issue::Attribute { name: "code", expected });
+        if code.len() > FUSED_CODE_MAX {
+            return problem("at most 32 instructions");
+        }
+        let mut used = [false; NODE_INPUTS_MAX];
+        let mut depth = 0usize;
+        for instr in code {
+            match instr {
+                Instr::Input(place) => {
+                    if usize::from(*place) >= self.inputs.len() {
+                        return problem("reads an input that the node has not");
+                    }
+                    used[usize::from(*place)] = true;
+                    depth += 1;
+                }
+                Instr::Unary(kind) => {
+                    check_unary(*kind)?;
+                    if depth < 1 {
+                        return problem("pops from an empty stack");
+                    }
+                }
+                Instr::Binary(_) => {
+                    if depth < 2 {
+                        return problem("pops from an empty stack");
+                    }
+                    depth -= 1;
+                }
+            }
+            if depth > FUSED_STACK_MAX {
+                return problem("needs a stack of at most 8");
+            }
+        }
+        if depth != 1 {
+            return problem("must leave one value");
+        }
+        if used[..self.inputs.len()].contains(&false) {
+            return problem("must read every input");
+        }
+        let mut shape = Shape::scalar();
+        for (input, ty) in self.inputs.iter().enumerate() {
+            shape = shape
+                .broadcast(&ty.shape)
+                .ok_or(Issue::Shape { input, expected: "must broadcast" })?;
+        }
+        Ok(vec![Type::f32(shape)])
+    }
+
+    fn attention(&self, op: &Op, heads: usize) -> Result<Vec<Type>, Issue> {
+        let grad = matches!(op, Op::AttentionGrad { .. });
+        let (expected, count) = if grad { ("4", 4) } else { ("1", 1) };
+        self.floats(expected, count..=count)?;
+        let qkv = self.shape(0);
+        self.require(0, qkv.rank() == 3 && qkv[2] % 3 == 0, "must be [B,T,3C]")?;
+        let width = qkv[2] / 3;
+        let divides = heads > 0 && width.is_multiple_of(heads);
+        require_attribute(divides, "heads", "a divisor of the width C")?;
+        let y = Type::f32([qkv[0], qkv[1], width]);
+        let lse = Type::f32([qkv[0], heads, qkv[1]]);
+        if !grad {
+            return Ok(vec![y, lse]);
+        }
+        self.require(1, *self.shape(1) == y.shape, "must be [B,T,C]")?;
+        self.require(2, *self.shape(2) == lse.shape, "must be [B,H,T]")?;
+        self.require(3, *self.shape(3) == y.shape, "must be [B,T,C]")?;
+        Ok(vec![self.inputs[0].clone()])
+    }
+
+    fn cross_entropy(&self, op: &Op) -> Result<Vec<Type>, Issue> {
+        let grad = *op == Op::CrossEntropyGrad;
+        let (expected, count) = if grad { ("3", 3) } else { ("2", 2) };
+        self.count(expected, count..=count)?;
+        self.dtype(0, DType::F32)?;
+        self.dtype(1, DType::I32)?;
+        let (logits, targets) = (self.shape(0), self.shape(1));
+        let fits = logits.rank() >= 1 && logits[..logits.rank() - 1] == targets[..];
+        self.require(1, fits, "must be [..] for logits [..,V]")?;
+        if !grad {
+            return Ok(vec![Type::f32([])]);
+        }
+        self.dtype(2, DType::F32)?;
+        self.require(2, self.shape(2).rank() == 0, "must be a scalar")?;
+        Ok(vec![self.inputs[0].clone()])
+    }
+
+    fn linear_cross_entropy(&self, op: &Op) -> Result<Vec<Type>, Issue> {
+        let grad = *op == Op::LinearCrossEntropyGrad;
+        let (expected, count) = if grad { ("4", 4) } else { ("3", 3) };
+        self.count(expected, count..=count)?;
+        self.dtype(0, DType::F32)?;
+        self.dtype(1, DType::F32)?;
+        self.dtype(2, DType::I32)?;
+        let (x, w, targets) = (self.shape(0), self.shape(1), self.shape(2));
+        self.require(0, x.rank() >= 1, "must have an axis")?;
+        self.require(1, w.rank() == 2 && w[1] == x.last(), "must be [V,K] for x [..,K]")?;
+        self.require(2, targets[..] == x[..x.rank() - 1], "must be [..] for x [..,K]")?;
+        if !grad {
+            return Ok(vec![Type::f32([])]);
+        }
+        self.dtype(3, DType::F32)?;
+        self.require(3, self.shape(3).rank() == 0, "must be a scalar")?;
+        Ok(vec![self.inputs[0].clone(), self.inputs[1].clone(), Type::f32([])])
+    }
+
+    fn movement(&self, op: &Op) -> Result<Vec<Type>, Issue> {
+        if let Op::Concat { axis } = op {
+            return self.concat(*axis);
+        }
+        self.count("1", 1..=1)?;
+        let x = self.shape(0);
+        let dtype = self.inputs[0].dtype;
+        if let Op::Reshape { shape } = op {
+            let fits = shape.checked_elements() == Some(x.elements());
+            require_attribute(fits, "shape", "as many elements as the input")?;
+            return Ok(vec![Type { dtype, shape: shape.clone() }]);
+        }
+        self.dtype(0, DType::F32)?;
+        let mut dims = x.dims().to_vec();
+        match op {
+            Op::Permute { axes } => {
+                let mut sorted = axes.clone();
+                sorted.sort_unstable();
+                let fits = sorted.iter().copied().eq(0..x.rank());
+                require_attribute(fits, "axes", "a permutation of the input's axes")?;
+                dims = axes.iter().map(|&axis| x[axis]).collect();
+            }
+            Op::Slice { axis, start, end } => {
+                require_attribute(*axis < x.rank(), "axis", "an axis of the input")?;
+                require_attribute(start < end, "start", "less than end")?;
+                require_attribute(*end <= x[*axis], "end", "at most the axis's dimension")?;
+                dims[*axis] = end - start;
+            }
+            Op::Pad { axis, before, after } => {
+                require_attribute(*axis < x.rank(), "axis", "an axis of the input")?;
+                let sum = before.checked_add(*after).and_then(|n| n.checked_add(x[*axis]));
+                let sum = sum.ok_or(Issue::Attribute { name: "before", expected: "bounded" })?;
+                dims[*axis] = sum;
+            }
+            Op::Broadcast { shape } => {
+                let fits = shape.checked_elements().is_some()
+                    && x.broadcast(shape).as_ref() == Some(shape);
+                require_attribute(fits, "shape", "a shape that the input broadcasts to")?;
+                dims = shape.dims().to_vec();
+            }
+            _ => unreachable!("movement is called for movement operators only"),
+        }
+        Ok(vec![Type::f32(dims)])
+    }
+
+    fn concat(&self, axis: usize) -> Result<Vec<Type>, Issue> {
+        self.floats("1 to 8", 1..=NODE_INPUTS_MAX)?;
+        let first = self.shape(0);
+        require_attribute(axis < first.rank(), "axis", "an axis of the inputs")?;
+        let mut dims = first.dims().to_vec();
+        for input in 1..self.inputs.len() {
+            let shape = self.shape(input);
+            let fits = shape.rank() == first.rank()
+                && (0..first.rank()).all(|other| other == axis || shape[other] == first[other]);
+            self.require(input, fits, "must differ from the first along the axis only")?;
+            dims[axis] += shape[axis];
+        }
+        Ok(vec![Type::f32(dims)])
+    }
+
+    fn reduce(&self, axes: &[usize], keep: bool) -> Result<Vec<Type>, Issue> {
+        self.floats("1", 1..=1)?;
+        let x = self.shape(0);
+        let ascending = axes.windows(2).all(|pair| pair[0] < pair[1]);
+        let fits = !axes.is_empty() && ascending && axes.iter().all(|&axis| axis < x.rank());
+        require_attribute(fits, "axes", "axes of the input, ascending, at least one")?;
+        let dims: Vec<usize> = if keep {
+            (0..x.rank()).map(|axis| if axes.contains(&axis) { 1 } else { x[axis] }).collect()
+        } else {
+            (0..x.rank()).filter(|axis| !axes.contains(axis)).map(|axis| x[axis]).collect()
+        };
+        Ok(vec![Type::f32(dims)])
+    }
+
+    fn image(&self, op: &Op) -> Result<Vec<Type>, Issue> {
+        let (expected, range) = match op {
+            Op::Conv2d(_) => ("2 or 3", 2..=3),
+            Op::Pool2d { .. } => ("1", 1..=1),
+            _ => ("2", 2..=2),
+        };
+        self.floats(expected, range)?;
+        for input in 0..self.inputs.len().min(2) {
+            self.require(input, self.shape(input).rank() == 4, "must have four axes")?;
+        }
+        let a = self.shape(0);
+        match op {
+            Op::Conv2d(window) => {
+                let w = self.shape(1);
+                self.require(1, w[1] == a[1], "must be [O,C,KH,KW] for x [N,C,H,W]")?;
+                if self.inputs.len() == 3 {
+                    self.require(2, self.shape(2)[..] == w[..1], "must be [O]")?;
+                }
+                let (h, v) = (windows(window, a[2], w[2])?, windows(window, a[3], w[3])?);
+                Ok(vec![Type::f32([a[0], w[0], h, v])])
+            }
+            Op::Conv2dGradInput { window, height, width } => {
+                let dy = self.shape(1);
+                let (h, v) = (windows(window, *height, a[2])?, windows(window, *width, a[3])?);
+                self.require(1, dy[1..] == [a[0], h, v], "must be the convolution's output")?;
+                Ok(vec![Type::f32([dy[0], a[1], *height, *width])])
+            }
+            Op::Conv2dGradWeight { window, kernel_height, kernel_width } => {
+                let dy = self.shape(1);
+                let h = windows(window, a[2], *kernel_height)?;
+                let v = windows(window, a[3], *kernel_width)?;
+                let fits = dy[0] == a[0] && dy[2..] == [h, v];
+                self.require(1, fits, "must be the convolution's output")?;
+                Ok(vec![Type::f32([dy[1], a[1], *kernel_height, *kernel_width])])
+            }
+            Op::Pool2d { kernel, window, .. } | Op::Pool2dGrad { kernel, window, .. } => {
+                let half = window.padding.checked_mul(2).is_some_and(|twice| twice <= *kernel);
+                require_attribute(half, "padding", "at most half the kernel")?;
+                let (h, v) = (windows(window, a[2], *kernel)?, windows(window, a[3], *kernel)?);
+                let output = Type::f32([a[0], a[1], h, v]);
+                if matches!(op, Op::Pool2d { .. }) {
+                    return Ok(vec![output]);
+                }
+                self.require(1, *self.shape(1) == output.shape, "must be the pooling's output")?;
+                Ok(vec![self.inputs[0].clone()])
+            }
+            _ => unreachable!("image is called for image operators only"),
+        }
+    }
+
+    fn shape(&self, input: usize) -> &Shape {
+        &self.inputs[input].shape
+    }
+
+    fn count(
+        &self,
+        expected: &'static str,
+        range: std::ops::RangeInclusive<usize>,
+    ) -> Result<(), Issue> {
+        let found = self.inputs.len();
+        if range.contains(&found) { Ok(()) } else { Err(Issue::InputCount { expected, found }) }
+    }
+
+    fn dtype(&self, input: usize, expected: DType) -> Result<(), Issue> {
+        if self.inputs[input].dtype == expected {
+            return Ok(());
+        }
+        Err(Issue::DType { input, expected })
+    }
+
+    /// So many inputs, all of them floating point.
+    fn floats(
+        &self,
+        expected: &'static str,
+        range: std::ops::RangeInclusive<usize>,
+    ) -> Result<(), Issue> {
+        self.count(expected, range)?;
+        (0..self.inputs.len()).try_for_each(|input| self.dtype(input, DType::F32))
+    }
+
+    fn require(&self, input: usize, holds: bool, expected: &'static str) -> Result<(), Issue> {
+        if holds { Ok(()) } else { Err(Issue::Shape { input, expected }) }
+    }
+
+    fn same(&self, input: usize, other: usize) -> Result<(), Issue> {
+        let expected = "must have the shape of the value it belongs to";
+        self.require(input, self.shape(input) == self.shape(other), expected)
+    }
+}
+
+fn require_attribute(
+    holds: bool,
+    name: &'static str,
+    expected: &'static str,
+) -> Result<(), Issue> {
+    if holds { Ok(()) } else { Err(Issue::Attribute { name, expected }) }
+}
+
+/// Negative zero is refused so that equal programs have equal bytes.
+fn canonical(value: f32) -> bool {
+    value.is_finite() && value.to_bits() != (-0.0f32).to_bits()
+}
+
+fn check_unary(kind: UnaryKind) -> Result<(), Issue> {
+    match kind {
+        UnaryKind::Scale(value) | UnaryKind::Offset(value) => {
+            require_attribute(canonical(value), "kind", "a finite number, not -0")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn windows(window: &Window, len: usize, kernel: usize) -> Result<usize, Issue> {
+    require_attribute(window.stride > 0, "stride", "at least 1")?;
+    require_attribute(kernel > 0, "kernel", "at least 1")?;
+    require_attribute(len > 0, "height", "at least 1")?;
+    let count = window.count(len, kernel);
+    count.ok_or(Issue::Attribute { name: "kernel", expected: "at most the padded image" })
+}
