@@ -4,3 +4,4 @@ mod checkpoint_safetensors;
 mod data;
 mod data_faults;
 mod job;
+mod ipc;
