@@ -1,7 +1,8 @@
 //! What peers ask each other for besides the steps: the job, its data, and the state to start from.
 
 use bincode::{Decode, Encode};
-use p2ptrain_protocol::id::{Digest, JobId, Step};
+use p2ptrain_protocol::checkpoint::StateManifest;
+use p2ptrain_protocol::id::{JobId, Step};
 use p2ptrain_protocol::wire::{self, Kind, WireError};
 
 /// A question to one peer.
@@ -9,12 +10,12 @@ use p2ptrain_protocol::wire::{self, Kind, WireError};
 pub enum Request {
     /// The job's description, program and data manifest.
     Package(JobId),
-    /// One chunk of the job's tokens.
-    DataChunk {
+    /// Chunks of the job's tokens, at most [`FETCH_CHUNKS_MAX`](crate::data::FETCH_CHUNKS_MAX).
+    DataChunks {
         /// The job.
         job: JobId,
-        /// Chunk of the manifest.
-        index: u32,
+        /// Chunks of the manifest.
+        indices: Vec<u32>,
     },
     /// The manifest of parameters and optimizer state as they are before `step`.
     StateManifest {
@@ -31,13 +32,6 @@ pub enum Request {
         step: Step,
         /// Chunk of the manifest.
         index: u32,
-    },
-    /// blake3 of each parameter after `step` commits, to name what differs.
-    ParameterDigests {
-        /// The job.
-        job: JobId,
-        /// Committed steps.
-        step: Step,
     },
 }
 
@@ -57,10 +51,12 @@ pub struct Package {
 pub enum Response {
     /// To [`Request::Package`].
     Package(Package),
-    /// A chunk, or a manifest in canonical bytes.
-    Bytes(Vec<u8>),
-    /// To [`Request::ParameterDigests`].
-    Digests(Vec<Digest>),
+    /// To [`Request::StateManifest`].
+    Manifest(StateManifest),
+    /// To [`Request::StateChunk`].
+    Chunk(Vec<u8>),
+    /// To [`Request::DataChunks`]: those of them that the peer has.
+    Chunks(Vec<(u32, Vec<u8>)>),
     /// The peer does not have it; why, for people.
     Refused(String),
 }

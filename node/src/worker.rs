@@ -1,28 +1,46 @@
 //! The thread that computes: it takes orders one after another and reports through events.
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use p2ptrain_kernels::exec::Executor;
+use p2ptrain_kernels::{Executor, Input};
 use p2ptrain_protocol::id::Step;
 use p2ptrain_protocol::peer::{OrderId, OrderReport};
 
 use crate::driver::Event;
 use crate::effect::{ApplyOrder, ComputeOrder};
 use crate::optimizer::{Applied, Optimizer};
-use crate::state::SharedState;
+use crate::state::{SharedState, TrainState};
 use crate::trace::Trace;
 
 /// Gives the worker its samples. Blocks until they are there: data may still be on its way.
 pub trait Samples: Send {
-    /// Token windows of a micro-batch: `inputs` and `targets` are `[micro, block_size]`.
-    fn train(&mut self, step: Step, micro_batch: u32, inputs: &mut Vec<i32>, targets: &mut Vec<i32>);
+    /// Token windows of a micro-batch: `tokens` and `targets` are `[micro, block_size]`.
+    ///
+    /// # Errors
+    /// The data can't be had; why, for people.
+    fn train(
+        &mut self,
+        step: Step,
+        micro_batch: u32,
+        tokens: &mut [i32],
+        targets: &mut [i32],
+    ) -> Result<(), String>;
 
     /// Token windows of a held-out batch, of the same shape.
-    fn held_out(&mut self, batch: u32, inputs: &mut Vec<i32>, targets: &mut Vec<i32>);
+    ///
+    /// # Errors
+    /// See [`Samples::train`].
+    fn held_out(
+        &mut self,
+        batch: u32,
+        tokens: &mut [i32],
+        targets: &mut [i32],
+    ) -> Result<(), String>;
 }
 
 /// What a worker is made of.
@@ -37,6 +55,13 @@ pub struct WorkerParts {
     pub samples: Box<dyn Samples>,
     /// Micro-batches of a training step: the gradient's sum is divided by this.
     pub micro_batches: u32,
+    /// Tokens of a micro-batch.
+    pub tokens: usize,
+    /// Keep a copy of the state for a checkpoint after steps that are multiples of this, and after
+    /// the last; 0 for the last only.
+    pub checkpoint_every: u64,
+    /// Steps of the job.
+    pub steps: u64,
     /// Compare replicas after steps that are multiples of this.
     pub digest_every: u64,
     /// Where spans are recorded.
@@ -56,6 +81,8 @@ pub enum WorkerEvent {
         step: Step,
         /// Learning rate, gradient norm, time.
         applied: Applied,
+        /// The state to save, where a checkpoint is due.
+        snapshot: Option<Box<TrainState>>,
     },
     /// Time spent computing an order, in microseconds.
     Busy {
@@ -84,19 +111,12 @@ impl Worker {
     pub fn start(parts: WorkerParts) -> std::io::Result<Self> {
         let (orders, queue) = mpsc::channel();
         let thread = std::thread::Builder::new().name("compute".into()).spawn(move || {
-            let mut body = Body { parts, inputs: Vec::new(), targets: Vec::new() };
-            for order in queue {
-                let done = match order {
-                    Order::Compute(order) => body.compute(order),
-                    Order::Apply(order) => {
-                        body.apply(order);
-                        Ok(())
-                    }
-                };
-                if let Err(reason) = done {
-                    (body.parts.events)(WorkerEvent::Failed(reason));
-                    return;
-                }
+            let (tokens, targets) = (vec![0; parts.tokens], vec![0; parts.tokens]);
+            let mut body = Body { parts, tokens, targets };
+            let ended = catch_unwind(AssertUnwindSafe(|| body.run(queue)));
+            let failed = ended.unwrap_or_else(|_| Err("the computation panicked".to_owned()));
+            if let Err(reason) = failed {
+                (body.parts.events)(WorkerEvent::Failed(reason));
             }
         })?;
         Ok(Self { orders: Some(orders), thread: Some(thread) })
@@ -132,11 +152,21 @@ impl Drop for Worker {
 
 struct Body {
     parts: WorkerParts,
-    inputs: Vec<i32>,
+    tokens: Vec<i32>,
     targets: Vec<i32>,
 }
 
 impl Body {
+    fn run(&mut self, orders: mpsc::Receiver<Order>) -> Result<(), String> {
+        for order in orders {
+            match order {
+                Order::Compute(order) => self.compute(order)?,
+                Order::Apply(order) => self.apply(order),
+            }
+        }
+        Ok(())
+    }
+
     fn compute(&mut self, order: ComputeOrder) -> Result<(), String> {
         let ComputeOrder { order: id, step, work, micro_batches, mut gradients } = order;
         let started = Instant::now();
@@ -153,8 +183,8 @@ impl Body {
         for (index, item) in train.iter().enumerate() {
             let span = self.parts.trace.begin("micro-batch");
             let last = index + 1 == train.len();
-            self.parts.samples.train(step, *item, &mut self.inputs, &mut self.targets);
-            let Body { parts, inputs, targets } = self;
+            self.parts.samples.train(step, *item, &mut self.tokens, &mut self.targets)?;
+            let Self { parts, tokens, targets } = self;
             let WorkerParts { executor, events, trace, .. } = parts;
             let mut on_block = |block: usize, gradient: &mut Vec<f32>| {
                 if last {
@@ -164,7 +194,12 @@ impl Body {
                 }
             };
             let loss = executor
-                .step(&state.params, &[inputs, targets], &mut gradients, &mut on_block)
+                .step(
+                    &state.params,
+                    &[Input::I32(tokens), Input::I32(targets)],
+                    &mut gradients,
+                    &mut on_block,
+                )
                 .map_err(|error| format!("step {step}, micro-batch {item}: {error}"))?;
             report.train_loss += f64::from(loss);
             self.parts.trace.end(span);
@@ -175,11 +210,11 @@ impl Body {
         }
         for item in eval {
             let span = self.parts.trace.begin("evaluate");
-            self.parts.samples.held_out(item, &mut self.inputs, &mut self.targets);
+            self.parts.samples.held_out(item, &mut self.tokens, &mut self.targets)?;
             let loss = self
                 .parts
                 .executor
-                .evaluate(&state.params, &[&self.inputs, &self.targets])
+                .evaluate(&state.params, &[Input::I32(&self.tokens), Input::I32(&self.targets)])
                 .map_err(|error| format!("evaluation before step {step}: {error}"))?;
             report.eval_loss += f64::from(loss);
             self.parts.trace.end(span);
@@ -199,16 +234,22 @@ impl Body {
     fn apply(&mut self, order: ApplyOrder) {
         let span = self.parts.trace.begin("optimizer");
         let ApplyOrder { step, gradients } = order;
-        let (applied, block_digests) = {
+        let (applied, block_digests, snapshot) = {
             let mut state = self.parts.state.write();
             let scale = 1.0 / self.parts.micro_batches as f32;
             let applied = self.parts.optimizer.apply(&mut state, &gradients, scale);
             let compare =
                 self.parts.digest_every > 0 && state.step.0.is_multiple_of(self.parts.digest_every);
-            (applied, if compare { state.block_digests() } else { Vec::new() })
+            let digests = if compare { state.block_digests() } else { Vec::new() };
+            let every = self.parts.checkpoint_every;
+            let due = state.step.0 == self.parts.steps
+                || (every > 0 && state.step.0.is_multiple_of(every));
+            // A copy, so that a slow disk never holds back the swarm.
+            let snapshot = due.then(|| Box::new(state.clone()));
+            (applied, digests, snapshot)
         };
         self.parts.trace.end(span);
-        (self.parts.events)(WorkerEvent::Applied { step, applied });
+        (self.parts.events)(WorkerEvent::Applied { step, applied, snapshot });
         (self.parts.events)(WorkerEvent::Driver(Event::Applied { step, block_digests, gradients }));
     }
 }
