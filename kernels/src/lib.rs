@@ -1,1 +1,4 @@
 //! Kernels.
+pub mod op;
+pub mod optim;
+pub mod primitive;
