@@ -18,7 +18,7 @@ use p2ptrain_protocol::id::Incarnation;
 use tokio::sync::mpsc;
 
 /// Far above what anything here takes, also on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A network and its events.
 struct Node {
@@ -42,6 +42,11 @@ fn config(secret: u8, bootstrap: &[&Node]) -> NetConfig {
 }
 
 async fn start(config: NetConfig) -> Node {
+    // `RUST_LOG=p2ptrain_node=debug` shows what the nodes of a failing test say. Only the first call counts.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_test_writer()
+        .try_init();
     let (handle, events) = net::start(config).await.expect("starts");
     Node { handle, events }
 }
