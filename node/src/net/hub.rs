@@ -374,9 +374,7 @@ impl Hub {
             self.events.clone(),
             shared.reports.clone(),
         );
-        let mut links = shared.links.write().expect("no holder of the lock panics");
-        links.insert(peer, Arc::clone(&link));
-        drop(links);
+        shared.links.write().expect("no holder of the lock panics").insert(peer, Arc::clone(&link));
         self.command(Command::Met { peer, incarnation });
         // Whoever hears of the connection can send at once, and hears of it before all that comes through it.
         tracing::info!(%peer, %remote, ?rtt, "connected");

@@ -43,8 +43,8 @@ async fn a_killed_process_is_dead_within_a_fraction_of_a_second() {
         let peer = ann.connected().await;
         // The pair's TCP connection is there already: the child came through it.
         tokio::time::sleep(Duration::from_millis(300)).await;
-        child.kill().expect("SIGKILL");
         let killed = Instant::now();
+        child.kill().expect("SIGKILL");
         assert_eq!(ann.lost().await, (peer, LossCause::Dead));
         let took = killed.elapsed();
         child.wait().expect("is gone");
