@@ -210,8 +210,7 @@ mod tests {
             bytes[30] = if bytes[30] == b'0' { b'1' } else { b'0' };
             bytes
         };
-        let cases: [&[u8]; 6] =
-            [b"", b"hello", &good[..40], &flipped, &[0xff; 100], &[b'x'; 5000]];
+        let cases: [&[u8]; 6] = [b"", b"hello", &good[..40], &flipped, &[0xff; 100], &[b'x'; 5000]];
         for bytes in cases {
             fs::write(&path, bytes).expect("writable");
             let error = Identity::load_or_create(folder.path()).expect_err("is refused");

@@ -375,13 +375,9 @@ pub async fn start(config: NetConfig) -> Result<(NetHandle, mpsc::Receiver<NetEv
     let own = config.identity.peer_id();
     let socket = bind_bulk(&config)?;
     let member = bulk::handshake::Member::new(&config.access, own, config.incarnation);
-    let listen_error = |source| NetError::Listen {
-        plane: "bulk",
-        listen: config.listen,
-        source,
-    };
-    let bulk = Bulk::new(socket, &config.identity, member, config.tuning.clone())
-        .map_err(listen_error)?;
+    let listen_error = |source| NetError::Listen { plane: "bulk", listen: config.listen, source };
+    let bulk =
+        Bulk::new(socket, &config.identity, member, config.tuning.clone()).map_err(listen_error)?;
     let bulk = Arc::new(bulk);
     let bulk_port = bulk.local_addr().map_err(listen_error)?.port();
 

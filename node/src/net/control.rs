@@ -14,8 +14,9 @@ use std::{
 
 use bytes::Bytes;
 use libp2p::{
-    Multiaddr, Swarm, SwarmBuilder, connection_limits, futures::StreamExt, gossipsub, identify,
-    mdns, noise, ping,
+    Multiaddr, Swarm, SwarmBuilder, connection_limits,
+    futures::StreamExt,
+    gossipsub, identify, mdns, noise, ping,
     swarm::{
         ConnectionId, DialError, NetworkBehaviour, SwarmEvent,
         behaviour::toggle::Toggle,
@@ -122,8 +123,7 @@ pub(super) fn start(
 
     let (commands, inbox) = mpsc::channel(limits::REPORTS_QUEUED_MAX);
     let sealer = Sealer::new(&keys.gossip, own, config.incarnation);
-    let control =
-        Control { swarm, sealer, topics, dials: BTreeMap::new(), events, reports };
+    let control = Control { swarm, sealer, topics, dials: BTreeMap::new(), events, reports };
     tokio::spawn(control.run(inbox));
     Ok((port, commands))
 }
@@ -185,9 +185,7 @@ impl Control {
             Some(None) => Vec::new(),
             None => addrs
                 .into_iter()
-                .map(|addr| {
-                    DialOpts::unknown_peer_id().address(addr).allocate_new_port().build()
-                })
+                .map(|addr| DialOpts::unknown_peer_id().address(addr).allocate_new_port().build())
                 .collect(),
         };
         for options in options {
@@ -484,11 +482,7 @@ fn listen_anywhere(
 }
 
 /// Listens on TCP and on UDP at the same port.
-fn listen_on(
-    swarm: &mut Swarm<Behaviour>,
-    listen: IpAddr,
-    port: u16,
-) -> Result<u16, NetError> {
+fn listen_on(swarm: &mut Swarm<Behaviour>, listen: IpAddr, port: u16) -> Result<u16, NetError> {
     let addr = SocketAddr::new(listen, port);
     // libp2p's listeners share ports with other processes of this user (SO_REUSEPORT), who would then get some of our
     // connections. Binding without that option first shows whether the port is ours alone.

@@ -126,8 +126,7 @@ pub(super) fn start(
             }
         }
     });
-    let hub =
-        Hub { presence, peers: BTreeMap::new(), bootstrap, links_made: 0, shared, events };
+    let hub = Hub { presence, peers: BTreeMap::new(), bootstrap, links_made: 0, shared, events };
     tokio::spawn(async move {
         let done = hub.run(inbox).await;
         accept.abort();
@@ -366,22 +365,21 @@ impl Hub {
         let rtt = proven.connection.rtt();
         let remote = proven.connection.remote_address();
         let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
-        tracing::info!(%peer, %remote, ?rtt, "connected");
-        self.event(NetEvent::Connected { peer, incarnation, rtt, remote }).await;
-
         self.links_made += 1;
         let shared = &self.shared;
-        let link = Link::start(
+        let (link, running) = Link::new(
             self.links_made,
             proven,
             shared.bulk.tuning(),
             self.events.clone(),
             shared.reports.clone(),
         );
-        let mut links = shared.links.write().expect("no holder of the lock panics");
-        links.insert(peer, Arc::clone(&link));
-        drop(links);
+        shared.links.write().expect("no holder of the lock panics").insert(peer, Arc::clone(&link));
         self.command(Command::Met { peer, incarnation });
+        // Whoever hears of the connection can send at once, and hears of it before all that comes through it.
+        tracing::info!(%peer, %remote, ?rtt, "connected");
+        self.event(NetEvent::Connected { peer, incarnation, rtt, remote }).await;
+        tokio::spawn(running);
 
         let own = std::iter::once(&self.presence);
         let others = self.peers.values().filter(|known| known.link.is_some());
@@ -410,7 +408,7 @@ impl Hub {
             tracing::warn!(%peer, "disconnected for breaking the format: {reason}");
             known.bar();
         } else {
-            tracing::info!(%peer, ?cause, "lost ({end:?})");
+            tracing::info!(%peer, ?cause, "lost: {end}");
         }
         known.heard = Instant::now();
         known.attempts.start_after(head_start(self.presence.peer, peer));

@@ -83,8 +83,7 @@ impl Sealer {
         source: PeerId,
         sealed: &[u8],
     ) -> Result<Vec<u8>, SealError> {
-        let (nonce, sealed) =
-            sealed.split_first_chunk::<NONCE_BYTES>().ok_or(SealError::Forged)?;
+        let (nonce, sealed) = sealed.split_first_chunk::<NONCE_BYTES>().ok_or(SealError::Forged)?;
         let aad = associated(topic, &source);
         let mut plain = self
             .cipher

@@ -5,3 +5,4 @@ mod data;
 mod data_faults;
 mod job;
 mod ipc;
+mod net;

@@ -47,17 +47,22 @@ pub(crate) struct Link {
 }
 
 /// Why a link ended.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum End {
     /// The peer said goodbye.
+    #[error("it left")]
     Goodbye,
     /// The peer's system knows nothing of the connection: its process is another one.
+    #[error("its system knows nothing of the connection")]
     Reset,
     /// The peer broke the format.
+    #[error("it broke the format: {0}")]
     Violation(String),
     /// This side closed it.
+    #[error("closed here")]
     Local,
     /// Silence, or a close for another reason.
+    #[error("{0}")]
     Failed(String),
 }
 
@@ -84,43 +89,47 @@ struct Delivery {
 }
 
 impl Link {
-    /// Starts the tasks of a connection that the pair has chosen.
-    pub(crate) fn start(
+    /// A connection that the pair has chosen, and the future that moves its data, to be spawned. Frames can be queued at
+    /// once; nothing is delivered before the future runs.
+    pub(crate) fn new(
         id: u64,
         proven: Proven,
         tuning: &Tuning,
         events: mpsc::Sender<NetEvent>,
         reports: mpsc::Sender<Report>,
-    ) -> Arc<Self> {
+    ) -> (Arc<Self>, impl Future<Output = ()> + Send + use<>) {
         let Proven { peer, incarnation, connection, send, recv } = proven;
-        let queued_bytes = Arc::new(AtomicUsize::new(0));
-        let mut tasks = JoinSet::new();
-        let (messages, queue) = mpsc::unbounded_channel();
-        tasks.spawn(write(Stream::Open(send), queue, Arc::clone(&queued_bytes)));
-        let mut chunks = Vec::new();
-        for _ in 0..u32::from(tuning.chunk_streams).clamp(1, limits::CHUNK_STREAMS_MAX) {
-            let (sender, queue) = mpsc::unbounded_channel();
-            chunks.push(sender);
-            let stream = Stream::Later(connection.clone());
-            tasks.spawn(write(stream, queue, Arc::clone(&queued_bytes)));
-        }
-        let delivery = Delivery { peer, events, reports };
-        tasks.spawn(read_messages(recv, delivery.clone()));
-        tasks.spawn(accept_chunks(connection.clone(), delivery.clone()));
-        tasks.spawn(accept_requests(connection.clone(), delivery.clone()));
-        tokio::spawn(supervise(id, connection.clone(), tasks, delivery));
-        Arc::new(Self {
+        let (messages, message_queue) = mpsc::unbounded_channel();
+        let streams = u32::from(tuning.chunk_streams).clamp(1, limits::CHUNK_STREAMS_MAX);
+        let (chunks, chunk_queues): (Vec<_>, Vec<_>) =
+            (0..streams).map(|_| mpsc::unbounded_channel()).unzip();
+        let link = Arc::new(Self {
             id,
             peer,
             incarnation,
             since: Instant::now(),
-            connection,
+            connection: connection.clone(),
             messages,
             chunks,
             next_chunk: AtomicUsize::new(0),
-            queued_bytes,
+            queued_bytes: Arc::default(),
             queued_bytes_max: tuning.queue_bytes_max,
-        })
+        });
+        let queued_bytes = Arc::clone(&link.queued_bytes);
+        let delivery = Delivery { peer, events, reports };
+        let running = async move {
+            let mut tasks = JoinSet::new();
+            tasks.spawn(write(Stream::Open(send), message_queue, Arc::clone(&queued_bytes)));
+            for queue in chunk_queues {
+                let stream = Stream::Later(connection.clone());
+                tasks.spawn(write(stream, queue, Arc::clone(&queued_bytes)));
+            }
+            tasks.spawn(read_messages(recv, delivery.clone()));
+            tasks.spawn(accept_chunks(connection.clone(), delivery.clone()));
+            tasks.spawn(accept_requests(connection.clone(), delivery.clone()));
+            supervise(id, connection, tasks, delivery).await;
+        };
+        (link, running)
     }
 
     pub(crate) fn send(&self, kind: Kind, body: Bytes) -> Result<(), SendError> {
@@ -278,8 +287,8 @@ async fn read_messages(mut recv: RecvStream, to: Delivery) -> Result<(), Stop> {
             match kind {
                 Kind::Message => to.event(NetEvent::Message { from: to.peer, bytes }).await?,
                 Kind::Presence => {
-                    let presences = presence::decode(&bytes)
-                        .map_err(|e| Stop::Violation(e.to_string()))?;
+                    let presences =
+                        presence::decode(&bytes).map_err(|e| Stop::Violation(e.to_string()))?;
                     to.report(Report::Presence { from: to.peer, presences }).await?;
                 }
             }

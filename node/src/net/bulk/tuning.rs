@@ -18,6 +18,10 @@ use crate::net::limits;
 const LOOPBACK_MTU_MAX: u16 = 65_507;
 /// UDP payload of a jumbo frame of 9000 bytes under IPv6.
 const WIRE_MTU_MAX: u16 = 8_952;
+/// Bytes under way on a new loopback connection: a burst that the socket buffers hold.
+const LOOPBACK_WINDOW_BYTES: u64 = 1 << 20;
+/// Bytes under way on any other new connection: 30 packets, a little above what RFC 6928 lets TCP start with.
+const WIRE_WINDOW_BYTES: u64 = 30 * 1_472;
 
 /// How fast a sender may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -128,7 +132,7 @@ impl Tuning {
             .keep_alive_interval(Some(Duration::from_secs(1)))
             .max_idle_timeout(Some(idle))
             .enable_segmentation_offload(self.segmentation_offload)
-            .congestion_controller_factory(self.controller());
+            .congestion_controller_factory(self.controller(loopback));
         if let Some(packets) = self.ack_every_packets {
             let mut acks = quinn::AckFrequencyConfig::default();
             acks.ack_eliciting_threshold(VarInt::from_u32(packets));
@@ -137,11 +141,25 @@ impl Tuning {
         config
     }
 
-    fn controller(&self) -> Arc<dyn ControllerFactory + Send + Sync> {
+    fn controller(&self, loopback: bool) -> Arc<dyn ControllerFactory + Send + Sync> {
+        // A window that doesn't hold one packet sends none, and loopback packets are large.
+        let window = if loopback { LOOPBACK_WINDOW_BYTES } else { WIRE_WINDOW_BYTES };
         match self.congestion {
-            Congestion::Cubic => Arc::new(CubicConfig::default()),
-            Congestion::NewReno => Arc::new(NewRenoConfig::default()),
-            Congestion::Bbr => Arc::new(BbrConfig::default()),
+            Congestion::Cubic => {
+                let mut config = CubicConfig::default();
+                config.initial_window(window);
+                Arc::new(config)
+            }
+            Congestion::NewReno => {
+                let mut config = NewRenoConfig::default();
+                config.initial_window(window);
+                Arc::new(config)
+            }
+            Congestion::Bbr => {
+                let mut config = BbrConfig::default();
+                config.initial_window(window);
+                Arc::new(config)
+            }
         }
     }
 }

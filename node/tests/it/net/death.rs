@@ -1,0 +1,72 @@
+//! A killed process is noticed at once.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use p2ptrain_node::net::LossCause;
+
+use super::{Node, config, pair, start};
+
+/// Holds the control address that the child process joins.
+const CHILD_JOINS: &str = "P2PTRAIN_TEST_CHILD_JOINS";
+
+/// A process that joins `node` and stays until it is killed.
+fn spawn_child(node: &Node) -> Child {
+    Command::new(std::env::current_exe().expect("this test has a path"))
+        .args(["--exact", "net::death::child_process", "--nocapture"])
+        .env(CHILD_JOINS, node.control().to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts")
+}
+
+/// Not a test by itself: the body of [`spawn_child`]'s process.
+#[tokio::test(flavor = "multi_thread")]
+async fn child_process() {
+    let Ok(addr) = std::env::var(CHILD_JOINS) else { return };
+    let mut joining = config(1, &[]);
+    joining.bootstrap = vec![addr.parse().expect("an address")];
+    let mut node = start(joining).await;
+    loop {
+        node.connected().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_process_is_dead_within_a_fraction_of_a_second() {
+    let mut ann = start(config(1, &[])).await;
+    for _ in 0..3 {
+        let mut child = spawn_child(&ann);
+        let peer = ann.connected().await;
+        // The pair's TCP connection is there already: the child came through it.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let killed = Instant::now();
+        child.kill().expect("SIGKILL");
+        assert_eq!(ann.lost().await, (peer, LossCause::Dead));
+        let took = killed.elapsed();
+        child.wait().expect("is gone");
+        println!("noticed after {took:?}");
+        // It takes a millisecond; a busy machine gets the rest.
+        assert!(took < Duration::from_millis(500), "noticed after {took:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_peer_connects_anew_after_its_loss() {
+    let (mut ann, bob) = pair().await;
+    let mut again = config(1, &[&ann]);
+    bob.handle.shutdown().await;
+    assert_eq!(ann.lost().await, (bob.id(), LossCause::Closed));
+    again.incarnation = p2ptrain_protocol::id::Incarnation(2);
+    let back = start(again).await;
+    assert_eq!(ann.connected().await, back.id());
+}
+
+#[allow(dead_code)]
+fn read_lines(child: &mut Child) -> impl Iterator<Item = String> {
+    let out = child.stdout.take().expect("piped");
+    BufReader::new(out).lines().map_while(Result::ok)
+}
