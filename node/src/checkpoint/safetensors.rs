@@ -13,6 +13,7 @@ use thiserror::Error;
 use super::atomic::AtomicFile;
 use super::state::to_bytes;
 use crate::data::DiskError;
+use crate::job::ModelSpec;
 
 /// Bytes converted at once.
 const PIECE_BYTES: usize = 1 << 20;
@@ -31,9 +32,12 @@ pub struct Alias {
 }
 
 impl Alias {
-    /// The output layer of a GPT with tied weights.
-    pub fn of_tied_gpt() -> Self {
-        Self { name: "lm_head.weight".to_owned(), of: "transformer.wte.weight".to_owned() }
+    /// The second names in this model: the output layer of a GPT with tied weights.
+    pub fn of_model(model: &ModelSpec) -> Vec<Self> {
+        let ModelSpec::Gpt(gpt) = model;
+        let head =
+            Self { name: "lm_head.weight".to_owned(), of: "transformer.wte.weight".to_owned() };
+        if gpt.tied { vec![head] } else { Vec::new() }
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use p2ptrain_kernels::program::{BlockInfo, Init, ParamInfo};
 use p2ptrain_kernels::shape::Shape;
 use p2ptrain_node::checkpoint::{Alias, ExportError, ImportError, export, import};
+use p2ptrain_node::job::{GptSpec, ModelSpec};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::checkpoint::damage;
@@ -33,6 +34,10 @@ fn model() -> (Vec<Vec<f32>>, Vec<ParamInfo>) {
     (params, tensors)
 }
 
+fn tied() -> Vec<Alias> {
+    Alias::of_model(&ModelSpec::Gpt(GptSpec::default()))
+}
+
 fn raw(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
@@ -50,7 +55,7 @@ fn an_exported_file_reads_back_by_names_shapes_and_values() {
     let path = place.path().join("model.safetensors");
     let (params, tensors) = model();
     let about = BTreeMap::from([("p2ptrain.step".to_owned(), "40".to_owned())]);
-    export(&path, &params, &tensors, &[Alias::of_tied_gpt()], &about).expect("writable");
+    export(&path, &params, &tensors, &tied(), &about).expect("writable");
 
     let bytes = fs::read(&path).expect("readable");
     let file = SafeTensors::deserialize(&bytes).expect("a whole file");
@@ -69,7 +74,7 @@ fn an_exported_file_reads_back_by_names_shapes_and_values() {
     assert_eq!((header + 8) % 8, 0, "tensors are aligned");
     assert_eq!(fs::read_dir(place.path()).expect("readable").count(), 1, "no leftovers");
 
-    let back = import(&path, &blocks(), &tensors, &[Alias::of_tied_gpt()]).expect("the same model");
+    let back = import(&path, &blocks(), &tensors, &tied()).expect("the same model");
     assert_eq!(back, params);
 }
 
@@ -107,8 +112,7 @@ fn half_precision_files_of_other_programs_are_initial_weights() {
         ("transformer.h.0.attn.bias", view(Dtype::U8, &[4], &mask)),
     ]);
     safetensors::serialize_to_file(views, None, &path).expect("writable");
-    let params =
-        import(&path, &blocks(), &model().1, &[Alias::of_tied_gpt()]).expect("the same model");
+    let params = import(&path, &blocks(), &model().1, &tied()).expect("the same model");
     let wte: Vec<f32> = (0..12).map(|i| i as f32).collect();
     assert_eq!(params, [[wte, vec![0.5, -2.0]].concat(), vec![1.0, 2.0, 3.0]]);
 }
@@ -139,7 +143,7 @@ fn an_untied_file_is_no_tied_model() {
     params.push(vec![9.0; 12]);
     tensors.push(tensor("lm_head.weight", 2, 0, &[4, 3]));
     export(&path, &params, &tensors, &[], &BTreeMap::new()).expect("writable");
-    let problems = problems(&path, &[Alias::of_tied_gpt()]);
+    let problems = problems(&path, &tied());
     assert!(problems[0].contains("set model.tied = false"), "{problems:?}");
 }
 

@@ -375,3 +375,36 @@ proptest! {
         prop_assert_eq!(job::parse_str(&file.to_toml(), Path::new("/x/job.toml")).ok(), Some(file));
     }
 }
+
+#[test]
+fn the_documentation_shows_every_field_with_its_default() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let text = std::fs::read_to_string(docs.join("jobs.md")).expect("the documentation");
+    let blocks: Vec<&str> =
+        text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(blocks.len(), 3);
+    blocks.iter().for_each(|block| drop(read(block)));
+    assert_eq!(read(blocks[1]), JobFile::new(["/jobs/corpus"]));
+    // Every line that a job file can have stands there, some of them as comments.
+    let mut all = JobFile::new(["/jobs/corpus"]);
+    (all.init, all.checkpoint_folder) = (Some("a".into()), Some("b".into()));
+    all.spec.data_root = Some(p2ptrain_protocol::id::Digest::from_bytes([0; 32]));
+    for line in all.to_toml().lines() {
+        let start = line.split(" = ").next().unwrap_or_default();
+        let shown = blocks[1].lines().any(|it| it.trim_start_matches("# ").starts_with(start));
+        assert!(shown, "{line}");
+    }
+    assert!(text.contains(&message("[model]\n\nheads = 3")));
+}
+
+#[test]
+fn every_example_is_a_job() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples");
+    let mut count = 0;
+    for entry in std::fs::read_dir(examples).expect("the examples") {
+        let path = entry.expect("an entry").path();
+        job::parse(&path).unwrap_or_else(|error| panic!("{error}"));
+        count += 1;
+    }
+    assert!(count >= 3);
+}
