@@ -7,13 +7,14 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use p2ptrain_kernels::program::{BlockInfo, ParamInfo};
+use p2ptrain_protocol::id::Step;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use thiserror::Error;
 
 use super::atomic::AtomicFile;
 use super::state::to_bytes;
 use crate::data::DiskError;
-use crate::job::ModelSpec;
+use crate::job::{JobSpec, ModelSpec};
 
 /// Bytes converted at once.
 const PIECE_BYTES: usize = 1 << 20;
@@ -39,6 +40,30 @@ impl Alias {
             Self { name: "lm_head.weight".to_owned(), of: "transformer.wte.weight".to_owned() };
         if gpt.tied { vec![head] } else { Vec::new() }
     }
+}
+
+/// What an exported file says of itself: the job, the step, and the model's arguments as JSON, from
+/// which a PyTorch program can build the module.
+pub fn export_metadata(job: &JobSpec, step: Step) -> BTreeMap<String, String> {
+    let ModelSpec::Gpt(gpt) = &job.model;
+    let model = serde_json::json!({
+        "kind": "gpt",
+        "vocab": gpt.vocab,
+        "block_size": gpt.block_size,
+        "layers": gpt.layers,
+        "heads": gpt.heads,
+        "width": gpt.width,
+        "bias": gpt.bias,
+        "tied": gpt.tied,
+    });
+    [
+        ("p2ptrain.job", job.id().to_hex()),
+        ("p2ptrain.name", job.name.clone()),
+        ("p2ptrain.step", step.to_string()),
+        ("p2ptrain.model", model.to_string()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into()
 }
 
 /// Why parameters cannot be exported.
