@@ -258,14 +258,16 @@ fn wrong_toml_is_shown_at_its_place() {
 #[test]
 fn files_that_are_no_text_or_not_there_are_refused_by_name() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = folder.path().join("job.toml");
-    let error = job::parse(&path).expect_err("there is no file").to_string();
+    let path = &folder.path().join("job.toml");
+    let error = job::parse(path).expect_err("there is no file").to_string();
     assert!(error.contains("job.toml") && error.contains("No such file"), "{error}");
-    std::fs::write(&path, b"name = \"\xff\"").expect("writable");
-    let error = job::parse(&path).expect_err("not UTF-8").to_string();
+    std::fs::write(path, b"name = \"\xff\"").expect("writable");
+    let error = job::parse(path).expect_err("not UTF-8").to_string();
     assert!(error.contains("not UTF-8") && error.contains("offset 8"), "{error}");
-    std::fs::write(&path, vec![b' '; 2 << 20]).expect("writable");
-    assert!(matches!(job::parse(&path), Err(JobError::TooLarge { .. })));
+    std::fs::write(path, vec![b' '; 2 << 20]).expect("writable");
+    for path in [path.as_path(), Path::new("/dev/zero")] {
+        assert!(matches!(job::parse(path), Err(JobError::TooLarge { .. })));
+    }
     assert!(matches!(job::parse(folder.path()), Err(JobError::Read { .. })));
 }
 
