@@ -21,5 +21,5 @@ mod state;
 pub use self::error::{LatestError, LoadError, SaveError};
 pub use self::file::{About, Checkpoint, Info, inspect, load};
 pub use self::folder::{Entry, Folder, Latest, Saved};
-pub use self::safetensors::{Alias, ExportError, ImportError, Tensor, export, import};
+pub use self::safetensors::{Alias, ExportError, ImportError, export, export_metadata, import};
 pub use self::state::{State, StateRef};

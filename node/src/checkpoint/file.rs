@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use bincode::{Decode, Encode};
 use p2ptrain_protocol::checkpoint::StateManifest;
 use p2ptrain_protocol::id::{Digest, JobId, PeerId, Step};
+use p2ptrain_protocol::limits::MEMBERS_MAX;
 
 use super::atomic::AtomicFile;
 use super::error::{LoadError, SaveError};
@@ -240,6 +241,9 @@ fn read_header(path: &Path, bytes: &[u8], file_bytes: u64) -> Result<Info, LoadE
         return Err(damaged("it is too long".to_owned()));
     }
     let Header { sequence, epoch, ledger_bytes, job, program, members, manifest } = header;
+    if members.len() > MEMBERS_MAX {
+        return Err(damaged(format!("it names {} members", members.len())));
+    }
     manifest.verify().map_err(|error| damaged(error.to_string()))?;
     let job = JobSpec::decode(&job).map_err(|source| LoadError::Job { path: path(), source })?;
     if job.id() != manifest.job {

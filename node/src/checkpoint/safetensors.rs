@@ -3,16 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use p2ptrain_kernels::program::{BlockInfo, ParamInfo};
+use p2ptrain_protocol::id::Step;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use thiserror::Error;
 
 use super::atomic::AtomicFile;
 use super::state::to_bytes;
 use crate::data::DiskError;
+use crate::job::{JobSpec, ModelSpec};
 
 /// Bytes converted at once.
 const PIECE_BYTES: usize = 1 << 20;
@@ -20,25 +22,6 @@ const PIECE_BYTES: usize = 1 << 20;
 const HEADER_BYTES_MAX: u64 = 100_000_000;
 /// Names listed in an error.
 const LISTED_MAX: usize = 8;
-
-/// Where a parameter lies in the blocks, and its shape.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tensor {
-    /// PyTorch's name.
-    pub name: String,
-    /// The block.
-    pub block: usize,
-    /// The first element in the block.
-    pub offset: usize,
-    /// Dimensions.
-    pub shape: Vec<usize>,
-}
-
-impl Tensor {
-    fn range(&self) -> Range<usize> {
-        self.offset..self.offset + self.shape.iter().product::<usize>()
-    }
-}
 
 /// A second name of a parameter: a PyTorch module with shared weights lists them under both.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,10 +33,37 @@ pub struct Alias {
 }
 
 impl Alias {
-    /// The output layer of a GPT with tied weights.
-    pub fn of_tied_gpt() -> Self {
-        Self { name: "lm_head.weight".to_owned(), of: "transformer.wte.weight".to_owned() }
+    /// The second names in this model: the output layer of a GPT with tied weights.
+    pub fn of_model(model: &ModelSpec) -> Vec<Self> {
+        let ModelSpec::Gpt(gpt) = model;
+        let head =
+            Self { name: "lm_head.weight".to_owned(), of: "transformer.wte.weight".to_owned() };
+        if gpt.tied { vec![head] } else { Vec::new() }
     }
+}
+
+/// What an exported file says of itself: the job, the step, and the model's arguments as JSON, from
+/// which a PyTorch program can build the module.
+pub fn export_metadata(job: &JobSpec, step: Step) -> BTreeMap<String, String> {
+    let ModelSpec::Gpt(gpt) = &job.model;
+    let model = serde_json::json!({
+        "kind": "gpt",
+        "vocab": gpt.vocab,
+        "block_size": gpt.block_size,
+        "layers": gpt.layers,
+        "heads": gpt.heads,
+        "width": gpt.width,
+        "bias": gpt.bias,
+        "tied": gpt.tied,
+    });
+    [
+        ("p2ptrain.job", job.id().to_hex()),
+        ("p2ptrain.name", job.name.clone()),
+        ("p2ptrain.step", step.to_string()),
+        ("p2ptrain.model", model.to_string()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into()
 }
 
 /// Why parameters cannot be exported.
@@ -109,11 +119,11 @@ pub enum ImportError {
 pub fn export(
     path: &Path,
     params: &[Vec<f32>],
-    tensors: &[Tensor],
+    tensors: &[ParamInfo],
     aliases: &[Alias],
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), ExportError> {
-    let mut all: Vec<(&str, &Tensor)> =
+    let mut all: Vec<(&str, &ParamInfo)> =
         tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
     for Alias { name, of } in aliases {
         let Some(tensor) = tensors.iter().find(|tensor| tensor.name == *of) else {
@@ -132,7 +142,7 @@ pub fn export(
         end += 4 * tensor.range().len();
         let info = TensorInfo {
             dtype: Dtype::F32,
-            shape: tensor.shape.clone(),
+            shape: tensor.shape.dims().to_vec(),
             data_offsets: (start, end),
         };
         infos.push(((*name).to_owned(), info));
@@ -160,7 +170,7 @@ pub fn export(
 
 /// Reads the model's parameters from a safetensors file of f32, f16 or bf16 tensors.
 ///
-/// `block_lens` are the elements of each block. Every parameter must be there in its shape; of two
+/// `blocks` and `tensors` are those of the program. Every parameter must be there in its shape; of two
 /// aliased names one is enough. Attention masks, which some modules store, are passed over; any other
 /// tensor that the model does not have is an error, since it means another model.
 ///
@@ -168,8 +178,8 @@ pub fn export(
 /// If a tensor lies outside of its block.
 pub fn import(
     path: &Path,
-    block_lens: &[usize],
-    tensors: &[Tensor],
+    blocks: &[BlockInfo],
+    tensors: &[ParamInfo],
     aliases: &[Alias],
 ) -> Result<Vec<Vec<f32>>, ImportError> {
     let input = Input::open(path)?;
@@ -185,8 +195,8 @@ pub fn import(
             known.insert(name);
             let Some(info) = found.get(name) else { continue };
             source = source.or(Some(*info));
-            if info.shape != tensor.shape {
-                let (have, want) = (&info.shape, &tensor.shape);
+            if info.shape != tensor.shape.dims() {
+                let (have, want) = (&info.shape, tensor.shape.dims());
                 problems.push(format!("{name} has shape {have:?} instead of {want:?}"));
             } else if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
                 problems.push(format!("{name} has type {}", info.dtype));
@@ -205,7 +215,7 @@ pub fn import(
     if !problems.is_empty() {
         return Err(ImportError::Mismatch { path: path.to_owned(), problems });
     }
-    let mut params: Vec<Vec<f32>> = block_lens.iter().map(|len| vec![0.0; *len]).collect();
+    let mut params: Vec<Vec<f32>> = blocks.iter().map(|block| vec![0.0; block.len]).collect();
     for (tensor, info) in plan {
         input.read(info, &mut params[tensor.block][tensor.range()])?;
     }
@@ -258,7 +268,7 @@ impl<'p> Input<'p> {
     fn check_aliases(
         &self,
         params: &[Vec<f32>],
-        tensors: &[Tensor],
+        tensors: &[ParamInfo],
         aliases: &[Alias],
     ) -> Result<(), ImportError> {
         for Alias { name, of } in aliases {

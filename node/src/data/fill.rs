@@ -95,6 +95,8 @@ pub enum FillError {
 ///
 /// A wrong chunk is refused, its sender is avoided from then on in this fill, and the chunk is asked
 /// for again. Chunks are fetched in the given order, so the ones needed first come first.
+///
+/// Verifying and writing happen in the calling task, a few milliseconds for each round.
 pub async fn fill(
     store: &Store,
     source: &mut impl ChunkSource,

@@ -72,6 +72,9 @@ impl Skipped {
 
 impl fmt::Display for Skipped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return f.write_str("nothing skipped");
+        }
         let counts = [
             (self.binary, "binary"),
             (self.empty, "empty"),

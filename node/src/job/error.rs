@@ -19,12 +19,10 @@ pub enum JobError {
         source: std::io::Error,
     },
     /// The file is far larger than any job.
-    #[error("{} is {bytes} bytes long; a job file has at most {bytes_max}", path.display())]
+    #[error("{} is too long for a job file, which has at most {bytes_max} bytes", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Its length.
-        bytes: u64,
         /// The bound.
         bytes_max: u64,
     },

@@ -1,5 +1,7 @@
 //! `job.toml` → [`JobFile`], with every mistake at its line.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use p2ptrain_protocol::id::Digest;
@@ -19,12 +21,13 @@ mod reader;
 /// Paths in it are relative to its own folder. All mistakes of the file are reported together.
 pub fn parse(path: &Path) -> Result<JobFile, JobError> {
     let read = |source| JobError::Read { path: path.to_owned(), source };
-    let bytes = std::fs::metadata(path).map_err(read)?.len();
-    if bytes > FILE_BYTES_MAX {
-        let bytes_max = FILE_BYTES_MAX;
-        return Err(JobError::TooLarge { path: path.to_owned(), bytes, bytes_max });
+    // A bounded read instead of a look at the length: pipes and devices have none.
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(read)?;
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(read)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(JobError::TooLarge { path: path.to_owned(), bytes_max: FILE_BYTES_MAX });
     }
-    let bytes = std::fs::read(path).map_err(read)?;
     let text = String::from_utf8(bytes).map_err(|error| JobError::NotUtf8 {
         path: path.to_owned(),
         offset: error.utf8_error().valid_up_to(),

@@ -4,18 +4,26 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
-use p2ptrain_node::checkpoint::{Alias, ExportError, ImportError, Tensor, export, import};
+use p2ptrain_kernels::program::{BlockInfo, Init, ParamInfo};
+use p2ptrain_kernels::shape::Shape;
+use p2ptrain_node::checkpoint::{Alias, ExportError, ImportError, export, import};
+use p2ptrain_node::job::{GptSpec, ModelSpec};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::checkpoint::damage;
 use crate::data::folder;
 
-fn tensor(name: &str, block: usize, offset: usize, shape: &[usize]) -> Tensor {
-    Tensor { name: name.to_owned(), block, offset, shape: shape.to_vec() }
+fn tensor(name: &str, block: usize, offset: usize, shape: &[usize]) -> ParamInfo {
+    let (name, shape) = (name.to_owned(), Shape::new(shape));
+    ParamInfo { name, block, offset, shape, decay: true, init: Init::Zeros }
+}
+
+fn blocks() -> [BlockInfo; 2] {
+    [14, 3].map(|len| BlockInfo { name: String::new(), len })
 }
 
 /// A model of two blocks, the first with two parameters.
-fn model() -> (Vec<Vec<f32>>, Vec<Tensor>) {
+fn model() -> (Vec<Vec<f32>>, Vec<ParamInfo>) {
     let params =
         vec![(0..14).map(|i| i as f32 / 4.0).collect(), vec![-1.5, f32::MIN_POSITIVE, 3e38]];
     let tensors = vec![
@@ -26,14 +34,16 @@ fn model() -> (Vec<Vec<f32>>, Vec<Tensor>) {
     (params, tensors)
 }
 
-const LENS: [usize; 2] = [14, 3];
+fn tied() -> Vec<Alias> {
+    Alias::of_model(&ModelSpec::Gpt(GptSpec::default()))
+}
 
 fn raw(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
 fn problems(path: &Path, aliases: &[Alias]) -> Vec<String> {
-    match import(path, &LENS, &model().1, aliases) {
+    match import(path, &blocks(), &model().1, aliases) {
         Err(ImportError::Mismatch { problems, .. }) => problems,
         other => panic!("{other:?}"),
     }
@@ -45,7 +55,7 @@ fn an_exported_file_reads_back_by_names_shapes_and_values() {
     let path = place.path().join("model.safetensors");
     let (params, tensors) = model();
     let about = BTreeMap::from([("p2ptrain.step".to_owned(), "40".to_owned())]);
-    export(&path, &params, &tensors, &[Alias::of_tied_gpt()], &about).expect("writable");
+    export(&path, &params, &tensors, &tied(), &about).expect("writable");
 
     let bytes = fs::read(&path).expect("readable");
     let file = SafeTensors::deserialize(&bytes).expect("a whole file");
@@ -64,7 +74,7 @@ fn an_exported_file_reads_back_by_names_shapes_and_values() {
     assert_eq!((header + 8) % 8, 0, "tensors are aligned");
     assert_eq!(fs::read_dir(place.path()).expect("readable").count(), 1, "no leftovers");
 
-    let back = import(&path, &LENS, &tensors, &[Alias::of_tied_gpt()]).expect("the same model");
+    let back = import(&path, &blocks(), &tensors, &tied()).expect("the same model");
     assert_eq!(back, params);
 }
 
@@ -102,7 +112,7 @@ fn half_precision_files_of_other_programs_are_initial_weights() {
         ("transformer.h.0.attn.bias", view(Dtype::U8, &[4], &mask)),
     ]);
     safetensors::serialize_to_file(views, None, &path).expect("writable");
-    let params = import(&path, &LENS, &model().1, &[Alias::of_tied_gpt()]).expect("the same model");
+    let params = import(&path, &blocks(), &model().1, &tied()).expect("the same model");
     let wte: Vec<f32> = (0..12).map(|i| i as f32).collect();
     assert_eq!(params, [[wte, vec![0.5, -2.0]].concat(), vec![1.0, 2.0, 3.0]]);
 }
@@ -112,7 +122,7 @@ fn a_file_of_another_model_is_refused_with_each_difference() {
     let place = folder();
     let path = place.path().join("other.safetensors");
     let (params, mut tensors) = model();
-    tensors[0].shape = vec![3, 4];
+    tensors[0].shape = Shape::new([3, 4]);
     tensors[1].name = "unknown".to_owned();
     export(&path, &params, &tensors, &[], &BTreeMap::new()).expect("writable");
     assert_eq!(
@@ -133,7 +143,7 @@ fn an_untied_file_is_no_tied_model() {
     params.push(vec![9.0; 12]);
     tensors.push(tensor("lm_head.weight", 2, 0, &[4, 3]));
     export(&path, &params, &tensors, &[], &BTreeMap::new()).expect("writable");
-    let problems = problems(&path, &[Alias::of_tied_gpt()]);
+    let problems = problems(&path, &tied());
     assert!(problems[0].contains("set model.tied = false"), "{problems:?}");
 }
 
@@ -148,13 +158,13 @@ fn damaged_files_are_refused_whatever_the_damage() {
     for bytes in 0..length {
         write();
         damage(&path, |content| content.truncate(bytes));
-        let result = import(&path, &LENS, &tensors, &[]);
+        let result = import(&path, &blocks(), &tensors, &[]);
         assert!(matches!(result, Err(ImportError::Format { .. })), "{bytes} bytes");
     }
     for (at, value) in [(0, 0xff), (3, 0xff), (7, 0x7f), (8, b'x'), (40, 0xff)] {
         write();
         damage(&path, |content| content[at] = value);
-        let error = import(&path, &LENS, &tensors, &[]).expect_err("damaged").to_string();
+        let error = import(&path, &blocks(), &tensors, &[]).expect_err("damaged").to_string();
         assert!(error.contains("model.safetensors is no whole safetensors file"), "{error}");
     }
 }

@@ -258,14 +258,16 @@ fn wrong_toml_is_shown_at_its_place() {
 #[test]
 fn files_that_are_no_text_or_not_there_are_refused_by_name() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = folder.path().join("job.toml");
-    let error = job::parse(&path).expect_err("there is no file").to_string();
+    let path = &folder.path().join("job.toml");
+    let error = job::parse(path).expect_err("there is no file").to_string();
     assert!(error.contains("job.toml") && error.contains("No such file"), "{error}");
-    std::fs::write(&path, b"name = \"\xff\"").expect("writable");
-    let error = job::parse(&path).expect_err("not UTF-8").to_string();
+    std::fs::write(path, b"name = \"\xff\"").expect("writable");
+    let error = job::parse(path).expect_err("not UTF-8").to_string();
     assert!(error.contains("not UTF-8") && error.contains("offset 8"), "{error}");
-    std::fs::write(&path, vec![b' '; 2 << 20]).expect("writable");
-    assert!(matches!(job::parse(&path), Err(JobError::TooLarge { .. })));
+    std::fs::write(path, vec![b' '; 2 << 20]).expect("writable");
+    for path in [path.as_path(), Path::new("/dev/zero")] {
+        assert!(matches!(job::parse(path), Err(JobError::TooLarge { .. })));
+    }
     assert!(matches!(job::parse(folder.path()), Err(JobError::Read { .. })));
 }
 
@@ -374,4 +376,37 @@ proptest! {
         prop_assert_eq!(spec.check(), vec![]);
         prop_assert_eq!(job::parse_str(&file.to_toml(), Path::new("/x/job.toml")).ok(), Some(file));
     }
+}
+
+#[test]
+fn the_documentation_shows_every_field_with_its_default() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let text = std::fs::read_to_string(docs.join("jobs.md")).expect("the documentation");
+    let blocks: Vec<&str> =
+        text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(blocks.len(), 3);
+    blocks.iter().for_each(|block| drop(read(block)));
+    assert_eq!(read(blocks[1]), JobFile::new(["/jobs/corpus"]));
+    // Every line that a job file can have stands there, some of them as comments.
+    let mut all = JobFile::new(["/jobs/corpus"]);
+    (all.init, all.checkpoint_folder) = (Some("a".into()), Some("b".into()));
+    all.spec.data_root = Some(p2ptrain_protocol::id::Digest::from_bytes([0; 32]));
+    for line in all.to_toml().lines() {
+        let start = line.split(" = ").next().unwrap_or_default();
+        let shown = blocks[1].lines().any(|it| it.trim_start_matches("# ").starts_with(start));
+        assert!(shown, "{line}");
+    }
+    assert!(text.contains(&message("[model]\n\nheads = 3")));
+}
+
+#[test]
+fn every_example_is_a_job() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples");
+    let mut count = 0;
+    for entry in std::fs::read_dir(examples).expect("the examples") {
+        let path = entry.expect("an entry").path();
+        job::parse(&path).unwrap_or_else(|error| panic!("{error}"));
+        count += 1;
+    }
+    assert!(count >= 3);
 }
