@@ -1,3 +1,4 @@
 //! Integration tests of the crate, one module a subject.
 
+mod cli;
 mod ipc;
