@@ -65,7 +65,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
         let text = error.to_string();
         let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         let first = lines.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-        let advice = "`p2ptrain help COMMAND` is the manual";
+        let advice = "`p2ptrain help COMMAND`";
         let value = serde_json::json!({ "error": first, "causes": [], "try": advice });
         // Nothing is left to tell where stderr is closed.
         let _ = writeln!(std::io::stderr(), "{value}");

@@ -74,7 +74,7 @@ pub(super) fn heading(status: &NodeStatus, title: &str) -> String {
 pub(super) fn phase(status: &NodeStatus) -> String {
     match (status.phase, status.phase_note.as_str()) {
         (phase, "") => phase.word().to_owned(),
-        (phase, note) => format!("{}: {note}", phase.word()),
+        (phase, note) => format!("{}: {}", phase.word(), clean(note, 200)),
     }
 }
 
