@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use clap::Parser as _;
+use p2ptrain_node::cli::{self, Cli, Command as CliCommand, UsageError};
 use p2ptrain_node::ipc::{self, IpcCommand};
 use p2ptrain_node::status::{EventLevel, JobStatus, NodeStatus, Phase, StatusHub, StepReport};
 use serde_json::Value;
@@ -126,6 +128,38 @@ async fn status_watch_and_leave_work_on_a_running_node() {
         .collect();
     assert!(lines.iter().any(|line| line["event"]["text"] == "bob joined"), "{lines:?}");
     assert_eq!(lines.last().expect("a status")["status"]["phase"], "done");
+}
+
+#[tokio::test]
+async fn submit_checks_the_file_and_sends_its_text_and_folder() {
+    let dir = tempfile::tempdir().expect("temporary folder is writable");
+    let file = dir.path().join("job.toml");
+    std::fs::write(&file, "steps = 1\n").expect("folder is writable");
+    let line =
+        format!("p2ptrain submit {} --quiet --dir {}/node", file.display(), dir.path().display());
+    let cli = Cli::try_parse_from(line.split_whitespace()).expect("valid");
+    let CliCommand::Submit(args) = &cli.command else { panic!("submit was asked for") };
+
+    let refuse = |_: &Path, _: &str| Err(UsageError("line 1: no".into()).into());
+    let error = cli::submit(&cli.global, args, refuse).await.unwrap_err();
+    assert_eq!(error.to_string(), "line 1: no");
+    let error = cli::submit(&cli.global, args, |_, _| Ok(())).await.unwrap_err();
+    assert!(error.to_string().starts_with("no node runs"), "{error}");
+
+    let (_server, mut commands) =
+        ipc::serve(&dir.path().join("node"), StatusHub::new(status())).expect("folder is free");
+    let base = dir.path().canonicalize().expect("exists");
+    let node = tokio::spawn(async move {
+        match commands.recv().await {
+            Some(IpcCommand::Submit { job, base: sent, reply }) => {
+                assert_eq!((job.as_str(), sent), ("steps = 1\n", base));
+                reply.done("accepted");
+            }
+            other => panic!("submit was asked for, not {other:?}"),
+        }
+    });
+    cli::submit(&cli.global, args, |_, _| Ok(())).await.expect("accepted");
+    node.await.expect("the node saw what it should");
 }
 
 #[test]

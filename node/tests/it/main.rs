@@ -1,4 +1,5 @@
 //! Integration tests of the crate, one module a subject.
 
 mod cli;
+mod dashboard;
 mod ipc;
