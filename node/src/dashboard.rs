@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::cli::Output;
 use crate::logging;
-use crate::status::NodeStatus;
+use crate::status::{NodeStatus, Phase};
 
 pub use self::live::restore_terminal;
 pub use self::text::summary;
@@ -60,7 +60,8 @@ pub struct Dashboard {
     sink: Sink,
     next_event: u64,
     last_line: Option<Instant>,
-    last_step: Option<u64>,
+    /// Phase and step of the last line.
+    last_shown: Option<(Phase, Option<u64>)>,
     /// The newest status line that was not due yet.
     waiting: Option<String>,
 }
@@ -88,7 +89,7 @@ impl Dashboard {
             Mode::Json => Sink::Json,
             Mode::Quiet => Sink::Quiet,
         };
-        Self { sink, next_event: 0, last_line: None, last_step: None, waiting: None }
+        Self { sink, next_event: 0, last_line: None, last_shown: None, waiting: None }
     }
 
     /// Shows a status. `title` is shown in place of the node's name, where it is not empty.
@@ -164,26 +165,27 @@ impl Dashboard {
         self.draw_when_due(status, text::json_line(status), JSON_INTERVAL)
     }
 
-    /// Prints `line` if the step is new and the interval is over, or keeps it for the end.
+    /// Prints `line` at a change of phase, and at a new step when the interval is over; otherwise
+    /// keeps it for the end.
     fn draw_when_due(
         &mut self,
         status: &NodeStatus,
         line: String,
         interval: Duration,
     ) -> io::Result<()> {
-        let step = status.job.as_ref().map(|job| job.step);
-        if step == self.last_step && self.last_line.is_some() {
-            // No new step: the figures of the last line stay true, and the end shows the last.
-            self.waiting = self.waiting.take().map(|_| line);
-            return Ok(());
-        }
-        if self.last_line.is_some_and(|last| last.elapsed() < interval) {
+        let shown = (status.phase, status.job.as_ref().map(|job| job.step));
+        let due = match (self.last_shown, self.last_line) {
+            (Some(last), _) if last == shown => return Ok(()),
+            (Some((phase, _)), Some(at)) => phase != status.phase || at.elapsed() >= interval,
+            _ => true,
+        };
+        if !due {
             self.waiting = Some(line);
             return Ok(());
         }
         self.waiting = None;
         self.last_line = Some(Instant::now());
-        self.last_step = step;
+        self.last_shown = Some(shown);
         print_line(&line)
     }
 

@@ -67,6 +67,14 @@ pub enum IpcError {
         /// The limit in bytes.
         limit: usize,
     },
+    /// A message is over the limit before it is sent.
+    #[error("the job file is too large to send to the node: {bytes} bytes, at most {limit}")]
+    RequestTooLong {
+        /// Bytes of the message.
+        bytes: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
     /// The other side sent something that is no message of this protocol.
     #[error("the answer of the node is not understood: {0}")]
     Malformed(String),
@@ -156,6 +164,23 @@ struct Versioned<T> {
 /// The socket in a node's folder.
 pub fn socket_path(dir: &Path) -> PathBuf {
     dir.join(SOCKET_NAME)
+}
+
+/// Decodes one request line without its newline.
+///
+/// # Errors
+/// [`IpcError::Version`] for another version, [`IpcError::Malformed`] for anything else that is no
+/// request.
+pub fn decode_request(line: &[u8]) -> Result<Request, IpcError> {
+    decode(line)
+}
+
+/// Decodes one response line without its newline.
+///
+/// # Errors
+/// As [`decode_request`].
+pub fn decode_response(line: &[u8]) -> Result<Response, IpcError> {
+    decode(line)
 }
 
 fn encode<T: Serialize>(body: &T) -> String {

@@ -54,6 +54,7 @@ pub struct NodeStatus {
     /// Number of peers, listed or not.
     pub peers_total: u32,
     /// The latest events.
+    #[serde(skip_serializing_if = "EventLog::is_empty")]
     pub events: EventLog,
     /// Account of the samples.
     pub ledger: LedgerStatus,
@@ -156,6 +157,7 @@ pub struct JobStatus {
     #[serde(with = "number::option")]
     pub time_left_s: Option<f32>,
     /// Training loss over the whole run.
+    #[serde(skip_serializing_if = "Curve::is_empty")]
     pub curve: Curve,
 }
 
@@ -380,6 +382,11 @@ impl EventLog {
     /// The events kept, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Event> {
         self.lines.iter()
+    }
+
+    /// True before the first event.
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
     }
 
     /// Events from number `seq` on, oldest first.

@@ -20,8 +20,8 @@ Exit status:
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "p2ptrain",
+    bin_name = "p2ptrain",
     version,
-    propagate_version = true,
     arg_required_else_help = true,
     max_term_width = 100,
     after_long_help = "\
@@ -53,7 +53,13 @@ pub struct Global {
     ///
     /// It holds the node's identity, log, socket, data cache and runs. Default:
     /// ~/.local/share/p2ptrain/NAME. Each node of a machine needs its own.
-    #[arg(long, global = true, env = "P2PTRAIN_DIR", value_name = "FOLDER")]
+    #[arg(
+        long,
+        global = true,
+        env = "P2PTRAIN_DIR",
+        hide_env_values = true,
+        value_name = "FOLDER"
+    )]
     pub dir: Option<PathBuf>,
 
     /// Name of the node, shown to the other members (default: the host name)

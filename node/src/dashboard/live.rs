@@ -52,13 +52,15 @@ pub(super) fn in_foreground() -> bool {
     foreground_of(&stat).unwrap_or(true)
 }
 
-/// The process group and the terminal's foreground group are fields 5 and 8; the name in field 2
-/// may itself hold spaces and parentheses.
+/// After the name, which may itself hold spaces and parentheses, come: state, parent, process group,
+/// session, terminal, foreground group of the terminal. Without a controlling terminal nothing stops
+/// the process.
 fn foreground_of(stat: &str) -> Option<bool> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let group = fields.nth(2)?;
-    let terminal_group = fields.nth(2)?;
-    Some(group == terminal_group)
+    let terminal = fields.nth(1)?;
+    let foreground_group = fields.next()?;
+    Some(terminal == "0" || group == foreground_group)
 }
 
 /// An open live display.
@@ -193,6 +195,7 @@ mod tests {
     fn a_background_process_is_told_from_the_process_table() {
         assert_eq!(foreground_of("7 (a) b) S 1 7 3 34816 7 0"), Some(true));
         assert_eq!(foreground_of("7 (sh) S 1 7 3 34816 9 0"), Some(false));
+        assert_eq!(foreground_of("7 (sh) S 1 7 3 0 -1 0"), Some(true));
         assert_eq!(foreground_of(""), None);
     }
 }

@@ -2,9 +2,13 @@
 
 use std::fmt::Write as _;
 
+use ratatui::text::Span;
+use serde::Serialize;
+
 use crate::cli::{human_duration, human_number};
 use crate::status::{
-    CurvePoint, Event, EventLevel, JobStatus, NodeStatus, PeerKind, PeerStatus, Phase, clean,
+    Curve, CurvePoint, Event, EventLevel, EventLog, JobStatus, NodeStatus, PeerKind, PeerStatus,
+    Phase, clean,
 };
 
 /// Characters of a swarm's or a peer's id that people compare.
@@ -70,7 +74,7 @@ pub(super) fn heading(status: &NodeStatus, title: &str) -> String {
 pub(super) fn phase(status: &NodeStatus) -> String {
     match (status.phase, status.phase_note.as_str()) {
         (phase, "") => phase.word().to_owned(),
-        (phase, note) => format!("{}: {note}", phase.word()),
+        (phase, note) => format!("{}: {}", phase.word(), clean(note, 200)),
     }
 }
 
@@ -113,7 +117,7 @@ pub(super) fn losses(job: &JobStatus) -> Vec<String> {
         [.., last] => parts.push(format!("held-out {:.3}", last.loss)),
     }
     if job.step > 0 {
-        parts.push(format!("lr {:.1e}", job.lr));
+        parts.push(if job.lr == 0.0 { "lr 0".to_owned() } else { format!("lr {:.1e}", job.lr) });
         parts.push(format!("grad {:.2}", job.grad_norm));
     }
     parts
@@ -183,7 +187,7 @@ pub(super) fn peer_cells(peer: &PeerStatus) -> [String; 5] {
     let speed = peer.samples_per_s.map_or(String::new(), rate);
     let link = match (peer.kind, &peer.link) {
         (PeerKind::Itself, _) => "this node".to_owned(),
-        (_, None) => String::new(),
+        (PeerKind::Lost, _) | (_, None) => String::new(),
         (_, Some(link)) => format!(
             "{}  in {} out {} MB/s",
             millis(link.rtt_ms),
@@ -210,8 +214,9 @@ pub(super) fn step_line(status: &NodeStatus) -> Option<String> {
     if let Some(loss) = job.loss {
         parts.push(format!("loss {loss:.3}"));
     }
-    if let Some(loss) = job.eval_loss() {
-        parts.push(format!("held-out {loss:.3}"));
+    // The first one is that of the untrained model: no news of the training.
+    if let Some(point) = job.evals.last().filter(|point| point.step > 0) {
+        parts.push(format!("held-out {:.3}", point.loss));
     }
     if job.samples_per_s > 0.0 {
         parts.push(format!("{} samples/s", rate(job.samples_per_s)));
@@ -231,19 +236,21 @@ pub(super) fn step_line(status: &NodeStatus) -> Option<String> {
 
 /// `{"status": ...}` without the curve and the events, which would repeat themselves on every line.
 pub(super) fn json_line(status: &NodeStatus) -> String {
+    #[derive(Serialize)]
+    struct Item {
+        status: NodeStatus,
+    }
     let mut status = status.clone();
-    status.events = Default::default();
+    status.events = EventLog::default();
     if let Some(job) = &mut status.job {
-        job.curve = Default::default();
+        job.curve = Curve::default();
     }
-    let mut value = serde_json::json!({ "status": status });
-    if let Some(status) = value["status"].as_object_mut() {
-        status.remove("events");
-        if let Some(job) = status.get_mut("job").and_then(|job| job.as_object_mut()) {
-            job.remove("curve");
-        }
-    }
-    value.to_string()
+    serde_json::to_string(&Item { status }).expect("a status is plain data")
+}
+
+/// Columns that a text takes on a terminal.
+pub(super) fn width(text: &str) -> usize {
+    Span::raw(text).width()
 }
 
 fn node_name(status: &NodeStatus) -> String {
@@ -291,14 +298,14 @@ fn peer_table(peers: &[PeerStatus]) -> String {
     rows.extend(peers.iter().map(peer_cells));
     let mut widths = [0; 5];
     for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+        for (columns, cell) in widths.iter_mut().zip(row) {
+            *columns = (*columns).max(width(cell));
         }
     }
     let lines = rows.iter().map(|row| {
         let mut line = String::from(" ");
-        for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
-            let fill = " ".repeat(width - cell.chars().count());
+        for (column, (cell, columns)) in row.iter().zip(widths).enumerate() {
+            let fill = " ".repeat(columns - width(cell));
             // Figures align at their last digit.
             let _ = match column {
                 3 => write!(line, " {fill}{cell} "),

@@ -119,7 +119,7 @@ fn render_peers(status: &NodeStatus, theme: Theme, area: Rect, buffer: &mut Buff
     rows.extend(status.peers[..shown].iter().map(text::peer_cells));
     let mut widths: Vec<_> = columns
         .iter()
-        .map(|&column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .map(|&column| rows.iter().map(|row| text::width(&row[column])).max().unwrap_or(0))
         .collect();
     // The state is prose, so it is what gives way where the row is too long.
     if let Some(state) = columns.iter().position(|&column| column == STATE) {
@@ -135,7 +135,7 @@ fn render_peers(status: &NodeStatus, theme: Theme, area: Rect, buffer: &mut Buff
     {
         let mut spans = Vec::new();
         for (&column, &width) in columns.iter().zip(&widths) {
-            let fill = " ".repeat(width.saturating_sub(row[column].chars().count()));
+            let fill = " ".repeat(width.saturating_sub(text::width(&row[column])));
             let cell = row[column].as_str();
             // Figures align at their last digit.
             let text =

@@ -7,8 +7,8 @@ use tokio::net::UnixStream;
 
 use super::line::read_line;
 use super::{
-    IpcError, RESPONSE_BYTES_MAX, Request, Response, SOCKET_NAME, SocketAddress, decode, encode,
-    socket_path,
+    IpcError, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Request, Response, SOCKET_NAME, SocketAddress,
+    decode, encode, socket_path,
 };
 use crate::status::NodeStatus;
 
@@ -131,6 +131,10 @@ impl Connection {
 
     async fn send(&mut self, request: &Request) -> Result<(), IpcError> {
         let line = encode(request);
+        let (bytes, limit) = (line.len(), REQUEST_BYTES_MAX);
+        if bytes > limit {
+            return Err(IpcError::RequestTooLong { bytes, limit });
+        }
         self.stream.write_all(line.as_bytes()).await.map_err(|_| IpcError::Closed)
     }
 

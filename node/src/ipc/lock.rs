@@ -59,7 +59,7 @@ impl FolderLock {
 /// The process that wrote the lock, if it can be read.
 fn holder(file: &File) -> Option<u32> {
     let mut text = String::new();
-    (&*file).take(16).read_to_string(&mut text).ok()?;
+    file.take(16).read_to_string(&mut text).ok()?;
     text.trim().parse().ok()
 }
 

@@ -38,6 +38,11 @@ impl Curve {
         &self.points
     }
 
+    /// True before the first point.
+    pub fn is_empty(&self) -> bool {
+        self.points.is_empty()
+    }
+
     /// Appends the loss of a step. Steps at or before the last one start the curve anew from there,
     /// as after resuming an older checkpoint.
     pub fn push(&mut self, step: u64, loss: f32) {

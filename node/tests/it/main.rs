@@ -4,5 +4,7 @@ mod checkpoint_safetensors;
 mod data;
 mod data_faults;
 mod job;
+mod cli;
+mod dashboard;
 mod ipc;
 mod net;
