@@ -1,7 +1,7 @@
 """Checks of the workspace that no cargo command makes. Needs Python 3.11 and cargo, no network.
 
     workspace.py commands   prints the commands of the README's first code block, one a line
-    workspace.py check      dependency edges, licences, length of files, the README's commands
+    workspace.py check      dependency edges, licences and versions, length of files, README
 """
 
 import json
@@ -38,12 +38,15 @@ def main():
         print("\n".join(readme_commands()))
     elif command == "check":
         metadata = cargo_metadata()
-        problems = [*edges(metadata), *licences(), *lengths(), *readme()]
+        packages = list(built_packages())
+        deny = tomllib.loads((ROOT / "deny.toml").read_text())
+        problems = [*edges(metadata), *licences(packages, deny), *duplicates(packages, deny)]
+        problems += [*lengths(), *readme()]
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr)
         if problems:
             sys.exit(1)
-        print("workspace: edges, licences, lengths and README are as they should be")
+        print(f"workspace: edges, lengths, README, and {len(packages)} packages are in order")
     else:
         sys.exit(__doc__)
 
@@ -83,22 +86,40 @@ def reachable(start, nodes, packages):
                 stack.append((dep["pkg"], [*path, packages[dep["pkg"]]["name"]]))
 
 
-def licences():
-    """Packages whose licence deny.toml does not allow: the same rule as cargo-deny's, for machines
-    that lack it. `cargo tree` names what is really built, `cargo metadata` more than that."""
-    config = tomllib.loads((ROOT / "deny.toml").read_text())["licenses"]
-    allowed = set(config["allow"])
-    exceptions = {entry["crate"]: set(entry["allow"]) for entry in config.get("exceptions", [])}
+def built_packages():
+    """(name, version, licence) of every package that is built. `cargo tree` names what is really
+    built, `cargo metadata` more than that."""
     command = ["cargo", "tree", "--locked", "--workspace", "-e", "normal,build"]
     command += ["--prefix", "none", "--no-dedupe", "--format", "{p}|{l}"]
     tree = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     for line in sorted(set(tree.splitlines()) - {""}):
-        package, expression = line.split("|")
-        here = allowed | exceptions.get(package.split()[0], set())
+        package, licence = line.split("|")
+        name, version = package.split()[:2]
+        yield name, version.removeprefix("v"), licence
+
+
+def licences(packages, deny):
+    """Packages whose licence deny.toml does not allow, by cargo-deny's rule."""
+    allowed = set(deny["licenses"]["allow"])
+    for name, version, expression in packages:
         if not expression:
-            yield f"{package} names no licence"
-        elif not satisfied(expression, here):
-            yield f"{package} is under {expression}"
+            yield f"{name} {version} names no licence"
+        elif not satisfied(expression, allowed):
+            yield f"{name} {version} is under {expression}, which deny.toml does not allow"
+
+
+def duplicates(packages, deny):
+    """Packages of several versions, those aside that deny.toml skips."""
+    skipped = [entry["crate"].split("@") for entry in deny["bans"]["skip"]]
+    versions = {}
+    for name, version, _ in packages:
+        if not any(n == name and (version + ".").startswith(v + ".") for n, v in skipped):
+            versions.setdefault(name, set()).add(version)
+    for name, several in versions.items():
+        if len(several) > 1:
+            yield f"{name} has versions {', '.join(sorted(several))}; skip one in deny.toml, and why"
+    banned = {entry["name"] for entry in deny["bans"]["deny"]}
+    yield from (f"{name} is banned in deny.toml" for name in sorted(banned & set(versions)))
 
 
 def satisfied(expression, allowed):
