@@ -168,8 +168,9 @@ fn multiply<const PAIRS: bool>(
         scratch::with(own_len, |own| {
             for (index, steps) in plan.blocks().enumerate() {
                 let a_panels = match a_shared {
-                    Some(packed) => &packed[steps.start * plan.m_padded()..]
-                        [rows.start * steps.len()..],
+                    Some(packed) => {
+                        &packed[steps.start * plan.m_padded()..][rows.start * steps.len()..]
+                    }
                     None => {
                         pack::panels::<PAIRS>(a, rows.clone(), steps.clone(), plan.mr, own);
                         &*own

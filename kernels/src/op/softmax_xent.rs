@@ -69,11 +69,7 @@ fn rows_per_task(rows: usize) -> usize {
     rows.div_ceil(64).clamp(1, 16)
 }
 
-fn classes(
-    logits: &[f32],
-    targets: &[i32],
-    losses: &[f32],
-) -> Result<Option<usize>, IndexError> {
+fn classes(logits: &[f32], targets: &[i32], losses: &[f32]) -> Result<Option<usize>, IndexError> {
     assert_eq!(targets.len(), losses.len());
     if targets.is_empty() {
         return Ok(None);

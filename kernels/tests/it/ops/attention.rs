@@ -33,9 +33,9 @@ fn reference(shape: &Attention, qkv: &[f32]) -> (Vec<f32>, Vec<f32>) {
     };
     let mut y = vec![0.0; batch * tokens * width];
     let mut lse = vec![0.0; batch * heads * tokens];
-    for (b, h, i) in (0..batch).flat_map(|b| {
-        (0..heads).flat_map(move |h| (0..tokens).map(move |i| (b, h, i)))
-    }) {
+    for (b, h, i) in
+        (0..batch).flat_map(|b| (0..heads).flat_map(move |h| (0..tokens).map(move |i| (b, h, i))))
+    {
         let end = if causal { i + 1 } else { tokens };
         let score = |j| weigh(row(0, b, i, h), row(1, b, j, h)) * f64::from(scale);
         let sum: f64 = (0..end).map(|j| score(j).exp()).sum();
@@ -93,8 +93,7 @@ fn the_gradient_matches_that_of_all_scores() {
 #[test]
 fn the_gradient_is_the_derivative() {
     for (tokens, head_dim, causal) in [(3, 2, true), (5, 3, false)] {
-        let shape =
-            Attention { batch: 1, tokens, heads: 2, head_dim, causal, scale: 0.7 };
+        let shape = Attention { batch: 1, tokens, heads: 2, head_dim, causal, scale: 0.7 };
         let qkv = input(&shape);
         let dy = random(2, qkv.len() / 3);
         let got = backward(&Pool::new(1), &shape, &qkv, &dy);
@@ -104,7 +103,8 @@ fn the_gradient_is_the_derivative() {
 
 #[test]
 fn split_tensors_give_the_bits_of_packed_ones() {
-    let shape = Attention { batch: 2, tokens: 70, heads: 2, head_dim: 32, causal: true, scale: 0.2 };
+    let shape =
+        Attention { batch: 2, tokens: 70, heads: 2, head_dim: 32, causal: true, scale: 0.2 };
     let width = 64;
     let qkv = input(&shape);
     let dy = random(2, qkv.len() / 3);
@@ -135,9 +135,9 @@ fn reference_gradient(shape: &Attention, qkv: &[f32], dy: &[f32]) -> Vec<f32> {
         (b * tokens + t) * 3 * width + which * width + h * dim
     };
     let mut gradient = vec![0.0f64; qkv.len()];
-    for (b, h, i) in (0..batch).flat_map(|b| {
-        (0..heads).flat_map(move |h| (0..tokens).map(move |i| (b, h, i)))
-    }) {
+    for (b, h, i) in
+        (0..batch).flat_map(|b| (0..heads).flat_map(move |h| (0..tokens).map(move |i| (b, h, i))))
+    {
         let end = if causal { i + 1 } else { tokens };
         let q = at(0, b, i, h);
         let dy = &dy[(b * tokens + i) * width + h * dim..][..dim];
