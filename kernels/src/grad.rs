@@ -72,7 +72,8 @@ pub fn differentiate(program: &Program) -> Result<Program, GradError> {
         build.enter_block(node.block);
         let mut rule = Rule { build: &mut build, node, index: index as u32 };
         let parts = rule.apply(dy)?;
-        let parts = parts.ok_or(GradError::NoRule { node: index, op: node.op.name(), output: 0 })?;
+        let parts =
+            parts.ok_or(GradError::NoRule { node: index, op: node.op.name(), output: 0 })?;
         for (&input, part) in node.inputs.iter().zip(parts) {
             let Some(part) = part else { continue };
             match input {
@@ -184,6 +185,7 @@ impl Rule<'_> {
             Op::Reduce { kind, axes, .. } => vec![Some(self.reduce(*kind, axes, dy)?)],
             Op::Conv2d(_) | Op::Pool2d { .. } => self.image(dy)?,
             Op::EmbeddingGrad { .. }
+            | Op::MatMulGeluGrad { .. }
             | Op::LayerNormGrad
             | Op::RmsNormGrad
             | Op::Fused(_)
@@ -201,22 +203,28 @@ impl Rule<'_> {
     fn linear(&mut self, epilogue: Epilogue, dy: Value) -> Result<Parts, SpecError> {
         let (x, w) = (self.node.inputs[0], self.node.inputs[1]);
         let pre = Value::Node(self.index, 1);
-        let dy = match epilogue {
-            Epilogue::None => dy,
+        let whole = match epilogue {
+            Epilogue::None | Epilogue::Residual => dy,
             Epilogue::GeluErf => self.build.binary(BinaryKind::GeluErfGrad, pre, dy)?,
             Epilogue::GeluTanh => self.build.binary(BinaryKind::GeluTanhGrad, pre, dy)?,
         };
         let shape = self.build.shape(x);
         let columns = self.build.shape(w)[0];
         let rows = shape.rows();
-        let dy = self.build.reshape(dy, [rows, columns])?;
+        let dy = self.build.reshape(whole, [rows, columns])?;
         let flat = self.build.reshape(x, [rows, shape.last()])?;
         // The weight's gradient first: it is what other machines wait for.
         let dw = self.build.add(Op::MatMul { ta: true, tb: false }, &[dy, flat])?;
         let mut parts = vec![None, Some(dw)];
-        if self.node.inputs.len() == 3 {
+        let residual = usize::from(epilogue == Epilogue::Residual);
+        if self.node.inputs.len() == 3 + residual {
             parts.push(Some(self.build.reduce(ReduceKind::Sum, dy, &[0], false)?));
         }
+        if epilogue == Epilogue::Residual {
+            parts.push(Some(whole));
+        }
+        // Where the layer has rows, their gradient needs no reshaping; what follows can join it.
+        let dy = if shape.rank() >= 2 { whole } else { dy };
         let dx = self.build.add(Op::MatMul { ta: false, tb: false }, &[dy, w])?;
         parts[0] = Some(self.build.reshape(dx, shape)?);
         Ok(parts)

@@ -215,8 +215,7 @@ impl<'a> Planner<'a> {
             let alone = node.inputs.iter().filter(|&&other| other == input).count() == 1;
             let same = self.program.type_of(input) == node.outputs[0];
             let len = node.outputs[0].shape.elements();
-            let Place::Arena { storage, range } =
-                place_of(self.program, &self.plan.places, input)
+            let Place::Arena { storage, range } = place_of(self.program, &self.plan.places, input)
             else {
                 continue;
             };
@@ -309,6 +308,7 @@ fn overwritable(op: &Op) -> &'static [usize] {
         Op::Binary(BinaryKind::Add) => &[0, 1],
         Op::CrossEntropyGrad => &[0],
         Op::LayerNormGrad => &[5],
+        Op::RmsNormGrad => &[4],
         _ => &[],
     }
 }
@@ -343,7 +343,8 @@ fn adds_itself(program: &Program, node: &Node, slot: u8) -> bool {
     match (&node.op, slot) {
         (Op::MatMul { .. }, 0) => matrix(0) && matrix(1),
         (Op::Reduce { kind: ReduceKind::Sum, axes, .. }, 0) => {
-            axes.iter().copied().eq(0..axes.len()) && axes.len() < program.type_of(node.inputs[0]).shape.rank()
+            axes.iter().copied().eq(0..axes.len())
+                && axes.len() < program.type_of(node.inputs[0]).shape.rank()
         }
         (Op::EmbeddingGrad { .. }, 0) => true,
         (Op::LayerNormGrad, 1 | 2) | (Op::RmsNormGrad, 1) => true,

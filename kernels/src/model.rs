@@ -1,6 +1,5 @@
 //! Models built in: the GPT of the demo, and small networks for tests and examples.
 
-use crate::dtype::DType;
 use crate::program::{
     BinaryKind, Builder, Init, LOGITS, LOSS, Op, Program, SpecError, Type, UnaryKind, Value,
 };

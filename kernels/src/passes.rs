@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::program::spec::{SpecError, infer};
-use crate::program::{Epilogue, Instr, Node, Op, Program, Type, UnaryKind, Value};
+use crate::program::{BinaryKind, Epilogue, Instr, Node, Op, Program, Type, UnaryKind, Value};
 
 /// The program with only these of its outputs, and what they (and the gradients) need.
 pub fn keep_outputs(program: &Program, names: &[&str]) -> Result<Program, SpecError> {
@@ -18,7 +18,7 @@ pub fn keep_outputs(program: &Program, names: &[&str]) -> Result<Program, SpecEr
 /// Removes nodes that no output and no gradient needs.
 pub fn remove_dead(program: &Program) -> Result<Program, SpecError> {
     let mut live = vec![false; program.nodes.len()];
-    let mut mark = |live: &mut Vec<bool>, value: Value| {
+    let mark = |live: &mut Vec<bool>, value: Value| {
         if let Value::Node(node, _) = value {
             live[node as usize] = true;
         }
@@ -89,6 +89,99 @@ pub fn fuse_gelu(program: &Program) -> Result<Program, SpecError> {
         }
     }
     map_values(&mut result, |value| replaced.get(&value).copied().unwrap_or(value));
+    remove_dead(&result)
+}
+
+/// Lets a linear layer add the residual stream, where the sum alone reads its result.
+pub fn fuse_residual(program: &Program) -> Result<Program, SpecError> {
+    let mut result = program.clone();
+    let uses = Uses::of(program);
+    for (index, node) in program.nodes.iter().enumerate() {
+        if node.op != Op::Binary(BinaryKind::Add) {
+            continue;
+        }
+        for (place, other) in [(1, 0), (0, 1)] {
+            let Value::Node(source, 0) = node.inputs[place] else { continue };
+            let linear = &program.nodes[source as usize];
+            let plain = linear.op == (Op::Linear { epilogue: Epilogue::None });
+            let residual = node.inputs[other];
+            let same = program.type_of(residual) == node.outputs[0];
+            if plain && same && linear.outputs == node.outputs && uses.once(node.inputs[place]) {
+                let sum = &mut result.nodes[index];
+                sum.op = Op::Linear { epilogue: Epilogue::Residual };
+                sum.inputs = linear.inputs.iter().copied().chain([residual]).collect();
+                break;
+            }
+        }
+    }
+    remove_dead(&result)
+}
+
+/// Joins a product with the derivative of gelu that alone reads it.
+pub fn fuse_gelu_grad(program: &Program) -> Result<Program, SpecError> {
+    let mut result = program.clone();
+    let uses = Uses::of(program);
+    for (index, node) in program.nodes.iter().enumerate() {
+        let Op::Binary(kind @ (BinaryKind::GeluErfGrad | BinaryKind::GeluTanhGrad)) = node.op
+        else {
+            continue;
+        };
+        let Value::Node(source, 0) = node.inputs[1] else { continue };
+        let product = &program.nodes[source as usize];
+        let plain = product.op == (Op::MatMul { ta: false, tb: false });
+        if !plain || !uses.once(node.inputs[1]) {
+            continue;
+        }
+        let op = Op::MatMulGeluGrad { kind };
+        let inputs = vec![product.inputs[0], product.inputs[1], node.inputs[0]];
+        let types: Vec<Type> = inputs.iter().map(|&value| program.type_of(value)).collect();
+        if infer(&op, &types).is_ok_and(|outputs| outputs == node.outputs) {
+            let joined = &mut result.nodes[index];
+            joined.op = op;
+            joined.inputs = inputs;
+        }
+    }
+    remove_dead(&result)
+}
+
+/// Lets the gradient of a norm add to the gradient of the residual stream.
+pub fn fuse_norm_sum(program: &Program) -> Result<Program, SpecError> {
+    let mut result = program.clone();
+    let uses = Uses::of(program);
+    let mut moved: BTreeMap<u32, u32> = BTreeMap::new();
+    for (index, node) in program.nodes.iter().enumerate() {
+        if node.op != Op::Binary(BinaryKind::Add) {
+            continue;
+        }
+        for (place, other) in [(1, 0), (0, 1)] {
+            let Value::Node(source, 0) = node.inputs[place] else { continue };
+            let norm = &program.nodes[source as usize];
+            let plain = match norm.op {
+                Op::LayerNormGrad => norm.inputs.len() == 5,
+                Op::RmsNormGrad => norm.inputs.len() == 4,
+                _ => false,
+            };
+            // The norm moves to the sum, so that nothing may read its other results before.
+            let read = program.nodes.iter().flat_map(|node| &node.inputs).any(
+                |&value| matches!(value, Value::Node(other, slot) if other == source && slot > 0),
+            );
+            let base = node.inputs[other];
+            let same =
+                program.type_of(base) == norm.outputs[0] && node.outputs[0] == norm.outputs[0];
+            if plain && same && !read && uses.once(node.inputs[place]) {
+                let inputs = norm.inputs.iter().copied().chain([base]).collect();
+                result.nodes[index] = Node { inputs, ..norm.clone() };
+                moved.insert(source, index as u32);
+                break;
+            }
+        }
+    }
+    map_values(&mut result, |value| match value {
+        Value::Node(node, slot) if slot > 0 => {
+            Value::Node(moved.get(&node).copied().unwrap_or(node), slot)
+        }
+        other => other,
+    });
     remove_dead(&result)
 }
 

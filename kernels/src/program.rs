@@ -233,9 +233,7 @@ impl Program {
                 let input = &self.inputs[index as usize];
                 Type { dtype: input.dtype, shape: input.shape.clone() }
             }
-            Value::Node(node, slot) => {
-                self.nodes[node as usize].outputs[usize::from(slot)].clone()
-            }
+            Value::Node(node, slot) => self.nodes[node as usize].outputs[usize::from(slot)].clone(),
         }
     }
 
@@ -249,7 +247,9 @@ impl Program {
         let shape = |place: usize| self.type_of(node.inputs[place]).shape;
         let elements = |shape: &Shape| shape.elements() as u64;
         match &node.op {
-            Op::Linear { .. } => 2 * elements(&node.outputs[0].shape) * shape(0).last() as u64,
+            Op::Linear { .. } | Op::MatMulGeluGrad { .. } => {
+                2 * elements(&node.outputs[0].shape) * shape(0).last() as u64
+            }
             Op::MatMul { ta, .. } => {
                 let a = shape(0);
                 let inner = if *ta { a[a.rank() - 2] } else { a.last() };

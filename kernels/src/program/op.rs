@@ -84,6 +84,8 @@ pub enum Epilogue {
     GeluErf,
     /// [`UnaryKind::GeluTanh`]: outputs the activation and the pre-activation.
     GeluTanh,
+    /// The sum with one more input of the result's shape.
+    Residual,
 }
 
 /// How an axis is reduced.
@@ -133,7 +135,8 @@ pub enum Op {
         /// rows of the table
         rows: usize,
     },
-    /// `(x [..,K], w [N,K], bias? [N]) -> [..,N]`, with an epilogue also the pre-activation.
+    /// `(x [..,K], w [N,K], bias? [N], residual? [..,N]) -> [..,N]`, with gelu also the
+    /// pre-activation. The residual is there if the epilogue says so.
     Linear {
         /// applied to the result
         epilogue: Epilogue,
@@ -146,19 +149,24 @@ pub enum Op {
         /// `b` is stored transposed
         tb: bool,
     },
+    /// `(a [..,N], b [N,K], x [..,K]) -> [..,K]`: the product times gelu's derivative at `x`.
+    MatMulGeluGrad {
+        /// One of the two gradients of gelu.
+        kind: BinaryKind,
+    },
     /// `(x [..,C], gamma [C], beta? [C]) -> y, mean [rows], rstd [rows]`
     LayerNorm {
         /// added to the variance
         eps: f32,
     },
-    /// `(x, gamma, mean, rstd, dy) -> dx, dgamma, dbeta`
+    /// `(x, gamma, mean, rstd, dy, base?) -> dx, dgamma, dbeta`; `dx` includes the base.
     LayerNormGrad,
     /// `(x [..,C], gamma [C]) -> y, rstd [rows]`
     RmsNorm {
         /// added to the mean square
         eps: f32,
     },
-    /// `(x, gamma, rstd, dy) -> dx, dgamma`
+    /// `(x, gamma, rstd, dy, base?) -> dx, dgamma`; `dx` includes the base.
     RmsNormGrad,
     /// Elementwise function of one value.
     Unary(UnaryKind),
@@ -296,6 +304,7 @@ impl Op {
             Self::EmbeddingGrad { .. } => "embedding_grad",
             Self::Linear { .. } => "linear",
             Self::MatMul { .. } => "matmul",
+            Self::MatMulGeluGrad { .. } => "matmul_gelu_grad",
             Self::LayerNorm { .. } => "layer_norm",
             Self::LayerNormGrad => "layer_norm_grad",
             Self::RmsNorm { .. } => "rms_norm",
@@ -339,7 +348,9 @@ impl Op {
             Self::MatMul { ta, tb } => vec![("ta", ta.to_string()), ("tb", tb.to_string())],
             Self::LayerNorm { eps } | Self::RmsNorm { eps } => vec![("eps", format!("{eps:?}"))],
             Self::Unary(kind) => vec![("kind", kind.to_string())],
-            Self::Binary(kind) => vec![("kind", kind.to_string())],
+            Self::Binary(kind) | Self::MatMulGeluGrad { kind } => {
+                vec![("kind", kind.to_string())]
+            }
             Self::Fused(code) => {
                 let words: Vec<_> = code.iter().map(Instr::to_string).collect();
                 vec![("code", words.join(";"))]
@@ -362,11 +373,9 @@ impl Op {
                 ("after", after.to_string()),
             ],
             Self::Concat { axis } => vec![("axis", axis.to_string())],
-            Self::Reduce { kind, axes, keep } => vec![
-                ("kind", kind.to_string()),
-                ("axes", list(axes)),
-                ("keep", keep.to_string()),
-            ],
+            Self::Reduce { kind, axes, keep } => {
+                vec![("kind", kind.to_string()), ("axes", list(axes)), ("keep", keep.to_string())]
+            }
             Self::Cast { to } => vec![("to", to.to_string())],
             Self::Conv2d(window) => window.attributes().to_vec(),
             Self::Conv2dGradInput { window, height, width } => {
@@ -414,6 +423,7 @@ impl Op {
             "embedding_grad" => Self::EmbeddingGrad { rows: of.parse("rows")? },
             "linear" => Self::Linear { epilogue: of.parse("epilogue")? },
             "matmul" => Self::MatMul { ta: of.parse("ta")?, tb: of.parse("tb")? },
+            "matmul_gelu_grad" => Self::MatMulGeluGrad { kind: of.parse("kind")? },
             "layer_norm" => Self::LayerNorm { eps: of.parse("eps")? },
             "layer_norm_grad" => Self::LayerNormGrad,
             "rms_norm" => Self::RmsNorm { eps: of.parse("eps")? },
@@ -539,7 +549,13 @@ macro_rules! words {
     };
 }
 
-words!(Epilogue, None = "none", GeluErf = "gelu_erf", GeluTanh = "gelu_tanh");
+words!(
+    Epilogue,
+    None = "none",
+    GeluErf = "gelu_erf",
+    GeluTanh = "gelu_tanh",
+    Residual = "residual",
+);
 words!(ReduceKind, Sum = "sum", Mean = "mean", Max = "max");
 words!(PoolKind, Max = "max", Mean = "mean");
 words!(

@@ -168,8 +168,12 @@ pub fn evaluate<T: Real>(
             }
         }
         Op::Linear { epilogue } => {
-            let bias = inputs.get(2).map(Operand::real);
+            let residual = usize::from(*epilogue == Epilogue::Residual);
+            let bias = (inputs.len() == 3 + residual).then(|| real(2));
             linear(*epilogue, real(0), real(1), bias, shape(0).last(), outputs);
+            if residual == 1 {
+                add_to(outputs[0], real(inputs.len() - 1));
+            }
         }
         Op::MatMul { ta, tb } => {
             let (m, n) = (shapes[0].rows(), shapes[0].last());
@@ -185,8 +189,20 @@ pub fn evaluate<T: Real>(
                 product((rows, n, k), (a, *ta), (b, *tb), c);
             }
         }
-        Op::LayerNorm { .. } | Op::RmsNorm { .. } | Op::LayerNormGrad | Op::RmsNormGrad => {
-            norm(op, inputs, outputs);
+        Op::MatMulGeluGrad { kind } => {
+            let (m, n, k) = (shapes[0].rows(), shapes[0].last(), shape(0).last());
+            product((m, n, k), (real(0), false), (real(1), false), outputs[0]);
+            for (y, &x) in outputs[0].iter_mut().zip(real(2)) {
+                *y = binary(*kind, x, *y);
+            }
+        }
+        Op::LayerNorm { .. } | Op::RmsNorm { .. } => norm(op, inputs, outputs),
+        Op::LayerNormGrad | Op::RmsNormGrad => {
+            let own = if *op == Op::LayerNormGrad { 5 } else { 4 };
+            norm(op, &inputs[..own], outputs);
+            if let Some(base) = inputs.get(own) {
+                add_to(outputs[0], base.real());
+            }
         }
         Op::Unary(_) | Op::Binary(_) | Op::Fused(_) => elementwise(op, inputs, shapes[0], outputs),
         Op::Attention { heads, causal } => attention(*heads, *causal, shape(0), real(0), outputs),
@@ -285,7 +301,7 @@ fn linear<T: Real>(
         first.chunks_exact_mut(columns).for_each(|row| add_to(row, bias));
     }
     let kind = match epilogue {
-        Epilogue::None => return,
+        Epilogue::None | Epilogue::Residual => return,
         Epilogue::GeluErf => UnaryKind::GeluErf,
         Epilogue::GeluTanh => UnaryKind::GeluTanh,
     };
@@ -381,9 +397,27 @@ pub(crate) fn binary<T: Real>(kind: BinaryKind, a: T, b: T) -> T {
         BinaryKind::Div => a / b,
         BinaryKind::Max => a.max(b),
         BinaryKind::Min => T::ZERO - (T::ZERO - a).max(T::ZERO - b),
-        BinaryKind::Equal => if a == b { T::ONE } else { T::ZERO },
-        BinaryKind::Less => if a < b { T::ONE } else { T::ZERO },
-        BinaryKind::ReluGrad => if a > T::ZERO { b } else { T::ZERO },
+        BinaryKind::Equal => {
+            if a == b {
+                T::ONE
+            } else {
+                T::ZERO
+            }
+        }
+        BinaryKind::Less => {
+            if a < b {
+                T::ONE
+            } else {
+                T::ZERO
+            }
+        }
+        BinaryKind::ReluGrad => {
+            if a > T::ZERO {
+                b
+            } else {
+                T::ZERO
+            }
+        }
         BinaryKind::GeluErfGrad => {
             let distribution = of(0.5) * (T::ONE + (a * of(FRAC_1_SQRT_2)).erf());
             let density = of(FRAC_1_SQRT_2PI) * (of(-0.5) * a * a).exp();
@@ -488,17 +522,15 @@ fn attention_grad<T: Real>(
     dqkv.fill(T::ZERO);
     for b in 0..batch {
         for h in 0..heads {
-            let at = |t: usize, which: usize| {
-                (b * time + t) * 3 * width + which * width + h * depth
-            };
+            let at =
+                |t: usize, which: usize| (b * time + t) * 3 * width + which * width + h * depth;
             let row = |t: usize, which: usize| &qkv[at(t, which)..][..depth];
             for t in 0..time {
                 let seen = if causal { t + 1 } else { time };
                 let dy = &dy[(b * time + t) * width + h * depth..][..depth];
                 let lse = lse[(b * heads + h) * time + t];
                 let weight = |s: usize| (dot(row(t, 0), row(s, 1)) * scale - lse).exp();
-                let mean = (0..seen)
-                    .fold(T::ZERO, |sum, s| sum + weight(s) * dot(dy, row(s, 2)));
+                let mean = (0..seen).fold(T::ZERO, |sum, s| sum + weight(s) * dot(dy, row(s, 2)));
                 for s in 0..seen {
                     let p = weight(s);
                     let dscore = p * (dot(dy, row(s, 2)) - mean) * scale;
@@ -548,11 +580,7 @@ fn cross_entropy_grad<T: Real>(logits: &mut [T], targets: &[i32], width: usize, 
     }
 }
 
-fn linear_cross_entropy<T: Real>(
-    op: &Op,
-    inputs: &[Operand<'_, T>],
-    outputs: &mut [&mut [T]],
-) {
+fn linear_cross_entropy<T: Real>(op: &Op, inputs: &[Operand<'_, T>], outputs: &mut [&mut [T]]) {
     let (x, w, targets) = (inputs[0].real(), inputs[1].real(), inputs[2].index());
     let width = inputs[0].shape.last();
     let vocabulary = inputs[1].shape[0];

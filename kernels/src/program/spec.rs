@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use thiserror::Error;
 
-use super::op::{Epilogue, Instr, Op, UnaryKind, Window};
+use super::op::{BinaryKind, Epilogue, Instr, Op, UnaryKind, Window};
 use super::{Init, Node, Program, Type, Value};
 use crate::dtype::DType;
 use crate::shape::Shape;
@@ -269,8 +269,7 @@ impl Program {
         let mut lens = vec![0usize; self.blocks.len()];
         let mut total = 0usize;
         for param in &self.params {
-            let fail =
-                |problem| Err(SpecError::Param { name: param.name.clone(), problem });
+            let fail = |problem| Err(SpecError::Param { name: param.name.clone(), problem });
             let Some(elements) = param.shape.checked_elements() else {
                 return fail("its shape is out of bounds");
             };
@@ -388,10 +387,10 @@ impl Infer<'_> {
             Op::Embedding | Op::EmbeddingGrad { .. } => self.embedding(op),
             Op::Linear { epilogue } => self.linear(*epilogue),
             Op::MatMul { ta, tb } => self.matmul(*ta, *tb),
-            Op::LayerNorm { .. }
-            | Op::LayerNormGrad
-            | Op::RmsNorm { .. }
-            | Op::RmsNormGrad => self.norm(op),
+            Op::MatMulGeluGrad { kind } => self.matmul_gelu_grad(*kind),
+            Op::LayerNorm { .. } | Op::LayerNormGrad | Op::RmsNorm { .. } | Op::RmsNormGrad => {
+                self.norm(op)
+            }
             Op::Unary(kind) => {
                 self.floats("1", 1..=1)?;
                 check_unary(*kind)?;
@@ -463,17 +462,25 @@ impl Infer<'_> {
     }
 
     fn linear(&self, epilogue: Epilogue) -> Result<Vec<Type>, Issue> {
-        self.floats("2 or 3", 2..=3)?;
+        let residual = usize::from(epilogue == Epilogue::Residual);
+        match epilogue {
+            Epilogue::Residual => self.floats("3 or 4", 3..=4)?,
+            _ => self.floats("2 or 3", 2..=3)?,
+        }
         let (x, w) = (self.shape(0), self.shape(1));
         self.require(0, x.rank() >= 1, "must have an axis")?;
         self.require(1, w.rank() == 2 && w[1] == x.last(), "must be [N,K] for x [..,K]")?;
-        if self.inputs.len() == 3 {
+        if self.inputs.len() == 3 + residual {
             self.require(2, self.shape(2)[..] == w[..1], "must be [N]")?;
         }
         let dims: Vec<usize> = x[..x.rank() - 1].iter().copied().chain([w[0]]).collect();
         let output = Type::f32(dims);
+        if residual == 1 {
+            let last = self.inputs.len() - 1;
+            self.require(last, self.inputs[last] == output, "must have the result's shape")?;
+        }
         Ok(match epilogue {
-            Epilogue::None => vec![output],
+            Epilogue::None | Epilogue::Residual => vec![output],
             Epilogue::GeluErf | Epilogue::GeluTanh => vec![output.clone(), output],
         })
     }
@@ -496,12 +503,25 @@ impl Infer<'_> {
         Ok(vec![Type::f32(dims)])
     }
 
+    fn matmul_gelu_grad(&self, kind: BinaryKind) -> Result<Vec<Type>, Issue> {
+        self.floats("3", 3..=3)?;
+        let allowed = matches!(kind, BinaryKind::GeluErfGrad | BinaryKind::GeluTanhGrad);
+        require_attribute(allowed, "kind", "gelu_erf_grad or gelu_tanh_grad")?;
+        let (a, b) = (self.shape(0), self.shape(1));
+        self.require(0, a.rank() >= 1, "must have an axis")?;
+        self.require(1, b.rank() == 2 && b[0] == a.last(), "must be [N,K] for a [..,N]")?;
+        let dims: Vec<usize> = a[..a.rank() - 1].iter().copied().chain([b[1]]).collect();
+        let output = Type::f32(dims);
+        self.require(2, self.inputs[2] == output, "must have the result's shape")?;
+        Ok(vec![output])
+    }
+
     fn norm(&self, op: &Op) -> Result<Vec<Type>, Issue> {
         let (expected, range) = match op {
             Op::LayerNorm { .. } => ("2 or 3", 2..=3),
-            Op::LayerNormGrad => ("5", 5..=5),
+            Op::LayerNormGrad => ("5 or 6", 5..=6),
             Op::RmsNorm { .. } => ("2", 2..=2),
-            _ => ("4", 4..=4),
+            _ => ("4 or 5", 4..=5),
         };
         self.floats(expected, range)?;
         if let Op::LayerNorm { eps } | Op::RmsNorm { eps } = op {
@@ -525,12 +545,12 @@ impl Infer<'_> {
             Op::LayerNormGrad => {
                 self.require(2, *self.shape(2) == r.shape, "must be [rows]")?;
                 self.require(3, *self.shape(3) == r.shape, "must be [rows]")?;
-                self.same(4, 0)?;
+                (4..self.inputs.len()).try_for_each(|input| self.same(input, 0))?;
                 Ok(vec![y, c.clone(), c])
             }
             _ => {
                 self.require(2, *self.shape(2) == r.shape, "must be [rows]")?;
-                self.same(3, 0)?;
+                (3..self.inputs.len()).try_for_each(|input| self.same(input, 0))?;
                 Ok(vec![y, c])
             }
         }
@@ -805,11 +825,7 @@ impl Infer<'_> {
     }
 }
 
-fn require_attribute(
-    holds: bool,
-    name: &'static str,
-    expected: &'static str,
-) -> Result<(), Issue> {
+fn require_attribute(holds: bool, name: &'static str, expected: &'static str) -> Result<(), Issue> {
     if holds { Ok(()) } else { Err(Issue::Attribute { name, expected }) }
 }
 

@@ -140,10 +140,7 @@ struct Parser {
 
 impl Default for Parser {
     fn default() -> Self {
-        Self {
-            program: super::Builder::new("").program().clone(),
-            names: BTreeMap::new(),
-        }
+        Self { program: super::Builder::new("").program().clone(), names: BTreeMap::new() }
     }
 }
 
@@ -316,7 +313,11 @@ impl<'a> Words<'a> {
     }
 
     fn expect(&mut self, mark: &str) -> Result<(), ParseError> {
-        if self.accept(mark) { Ok(()) } else { Err(self.error(self.at, &format!("expected {mark}"))) }
+        if self.accept(mark) {
+            Ok(())
+        } else {
+            Err(self.error(self.at, &format!("expected {mark}")))
+        }
     }
 
     /// `key=value`, the value reaching to white space.

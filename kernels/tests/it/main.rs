@@ -1,1 +1,5 @@
 //! Integration tests of the crate, one module a subject.
+
+mod exec;
+mod gpt;
+mod program;

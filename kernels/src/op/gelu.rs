@@ -1,0 +1,99 @@
+//! The Gaussian error linear unit, `x Φ(x)`, exact or with the approximation by `tanh`.
+
+use crate::op::ELEMENTS_PER_TASK;
+use crate::primitive::math;
+use crate::primitive::pool::{Chunks, Pool};
+use crate::primitive::simd::{Simd, simd};
+
+/// Which function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// `x (1 + erf(x / √2)) / 2`
+    Exact,
+    /// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`
+    Tanh,
+}
+
+/// `y = gelu(x)`. Slices of equal length.
+pub fn fwd(pool: &Pool, form: Form, x: &[f32], y: &mut [f32]) {
+    assert_eq!(x.len(), y.len());
+    let chunks = Chunks::new(y, ELEMENTS_PER_TASK);
+    pool.for_parts(chunks.count(), chunks, |task, y| {
+        fwd_slice(form, &x[task * ELEMENTS_PER_TASK..][..y.len()], y);
+    });
+}
+
+/// `dx = dy gelu'(x)`, overwriting `dx`. Slices of equal length.
+pub fn bwd(pool: &Pool, form: Form, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+    assert!(x.len() == dy.len() && x.len() == dx.len());
+    let chunks = Chunks::new(dx, ELEMENTS_PER_TASK);
+    pool.for_parts(chunks.count(), chunks, |task, dx| {
+        let begin = task * ELEMENTS_PER_TASK;
+        let end = begin + dx.len();
+        dx.copy_from_slice(&dy[begin..end]);
+        scale_by_grad(form, &x[begin..end], dx);
+    });
+}
+
+/// `y = gelu(x)` on the calling thread.
+pub(crate) fn fwd_slice(form: Form, x: &[f32], y: &mut [f32]) {
+    match form {
+        Form::Exact => fwd_exact(x, y),
+        Form::Tanh => fwd_tanh(x, y),
+    }
+}
+
+/// `dy *= gelu'(x)` on the calling thread.
+pub(crate) fn scale_by_grad(form: Form, x: &[f32], dy: &mut [f32]) {
+    match form {
+        Form::Exact => grad_exact(x, dy),
+        Form::Tanh => grad_tanh(x, dy),
+    }
+}
+
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+const CUBIC: f32 = 0.044_715;
+const SQRT_HALF: f32 = std::f32::consts::FRAC_1_SQRT_2;
+const INV_SQRT_2PI: f32 = 0.398_942_3;
+
+/// `(1 + tanh(u)) / 2` for the argument of the approximation, which is the logistic function of
+/// `2u`: one exponential instead of a `tanh`.
+#[inline(always)]
+fn tanh_gate<S: Simd>(x: f32) -> f32 {
+    math::sigmoid::<S>(2.0 * SQRT_2_OVER_PI * S::mul_add(CUBIC * x * x, x, x))
+}
+
+/// `Φ(x)`.
+#[inline(always)]
+fn normal_cdf<S: Simd>(x: f32) -> f32 {
+    S::mul_add(0.5, math::erf::<S>(x * SQRT_HALF), 0.5)
+}
+
+simd! {
+    fn fwd_exact[S](x: &[f32], y: &mut [f32]) {
+        for (&x, y) in x.iter().zip(y) {
+            *y = x * normal_cdf::<S>(x);
+        }
+    }
+
+    fn fwd_tanh[S](x: &[f32], y: &mut [f32]) {
+        for (&x, y) in x.iter().zip(y) {
+            *y = x * tanh_gate::<S>(x);
+        }
+    }
+
+    fn grad_exact[S](x: &[f32], dy: &mut [f32]) {
+        for (&x, dy) in x.iter().zip(dy) {
+            let density = INV_SQRT_2PI * math::exp::<S>(-0.5 * x * x);
+            *dy *= S::mul_add(x, density, normal_cdf::<S>(x));
+        }
+    }
+
+    fn grad_tanh[S](x: &[f32], dy: &mut [f32]) {
+        for (&x, dy) in x.iter().zip(dy) {
+            let gate = tanh_gate::<S>(x);
+            let inner = 2.0 * SQRT_2_OVER_PI * S::mul_add(3.0 * CUBIC * x, x, 1.0);
+            *dy *= S::mul_add(x * gate * (1.0 - gate), inner, gate);
+        }
+    }
+}
