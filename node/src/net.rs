@@ -25,6 +25,8 @@ mod hub;
 mod limits;
 mod presence;
 mod seal;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
