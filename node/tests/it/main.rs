@@ -1,5 +1,6 @@
 //! Integration tests of the crate, one module a subject.
 mod checkpoint;
+mod checkpoint_export;
 mod checkpoint_safetensors;
 mod data;
 mod data_faults;
