@@ -84,7 +84,7 @@ fn classes(logits: &[f32], targets: &[i32], losses: &[f32]) -> Result<Option<usi
 /// Sum of `exp(x - max)`.
 #[inline(always)]
 fn exp_sum<S: Simd>(x: &[f32], max: f32) -> f32 {
-    lanes::fold(x, 0.0, |sum, x| sum + math::exp::<S>(x - max), |a, b| a + b)
+    lanes::fold(x, 0.0, |sum, x| sum + math::exp_small::<S>(x - max), |a, b| a + b)
 }
 
 simd! {
@@ -100,12 +100,12 @@ simd! {
         let (blocks, tail) = x.as_chunks_mut::<{ lanes::LANES }>();
         for block in blocks {
             for (x, sum) in block.iter_mut().zip(&mut sums) {
-                *x = math::exp::<S>(*x - max);
+                *x = math::exp_small::<S>(*x - max);
                 *sum += *x;
             }
         }
         for (x, sum) in tail.iter_mut().zip(&mut sums) {
-            *x = math::exp::<S>(*x - max);
+            *x = math::exp_small::<S>(*x - max);
             *sum += *x;
         }
         let sum = lanes::halve(sums, |a, b| a + b);

@@ -53,8 +53,8 @@ simd! {
         }
         for j in (0..tokens).step_by(BLOCK) {
             let count = BLOCK.min(tokens - j);
-            task.k.transpose(j, count, dim, keys);
-            task.v.transpose(j, count, dim, values);
+            task.k.transpose::<S>(j, count, dim, keys);
+            task.v.transpose::<S>(j, count, dim, values);
             let first = if causal { j } else { 0 };
             for i in (first..tokens).step_by(BLOCK) {
                 let rows = BLOCK.min(tokens - i);

@@ -34,7 +34,7 @@ simd! {
         let v = task.v.padded(tokens, dim, rest);
         for (block, keys) in keys.chunks_exact_mut(BLOCK * dim).enumerate() {
             let begin = block * BLOCK;
-            task.k.transpose(begin, BLOCK.min(tokens - begin), dim, keys);
+            task.k.transpose::<S>(begin, BLOCK.min(tokens - begin), dim, keys);
         }
         for i in (0..tokens).step_by(BLOCK) {
             let rows = BLOCK.min(tokens - i);
@@ -107,7 +107,7 @@ impl Online {
         let old = self.max[row];
         let max = lanes::larger(lanes::max(seen), old);
         if max > old && old > f32::NEG_INFINITY {
-            let factor = math::exp::<S>(old - max);
+            let factor = math::exp_small::<S>(old - max);
             self.sum[row] *= factor;
             sums.iter_mut().for_each(|x| *x *= factor);
         }
