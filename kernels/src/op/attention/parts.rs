@@ -135,14 +135,23 @@ impl<'a> OutRows<'a> {
     }
 }
 
-/// `x = exp(scale * x - shift)` for the first `valid` elements, zero for the others.
+/// A row of a tile of scores.
+pub(super) type Scores = [f32; BLOCK];
+
+/// Row `index` of a tile, whose scores beyond the first `valid` are hidden.
 #[inline(always)]
-pub(super) fn exp_row<S: Simd>(x: &mut [f32], valid: usize, scale: f32, shift: f32) {
-    let (x, hidden) = x.split_at_mut(valid);
+pub(super) fn scores_row(tile: &mut [f32], index: usize, valid: usize) -> &mut Scores {
+    let row = tile[index * BLOCK..].first_chunk_mut::<BLOCK>().expect("a tile has whole rows");
+    row[valid..].fill(f32::NEG_INFINITY);
+    row
+}
+
+/// `x = exp(scale * x - shift)`, so zero for hidden scores.
+#[inline(always)]
+pub(super) fn exp_row<S: Simd>(x: &mut Scores, scale: f32, shift: f32) {
     for x in x {
         *x = math::exp_small::<S>(S::mul_add(*x, scale, -shift));
     }
-    hidden.fill(0.0);
 }
 
 /// How many keys of the block at `j` the query `i` sees.
