@@ -95,7 +95,7 @@ impl Online {
     /// Turns a row of scores into exponentials, and adapts what has been summed to a new maximum.
     #[inline(always)]
     fn step<S: Simd>(&mut self, row: usize, scores: &mut Scores, scale: f32, sums: &mut [f32]) {
-        let largest = lanes::max(scores);
+        let largest = lanes::max::<S>(scores);
         let old = self.max[row];
         let max = lanes::larger(largest * scale, old);
         if max > old && old > f32::NEG_INFINITY {
@@ -105,6 +105,6 @@ impl Online {
         }
         exp_row::<S>(scores, scale, max);
         self.max[row] = max;
-        self.sum[row] += lanes::sum(scores);
+        self.sum[row] += lanes::sum::<S>(scores);
     }
 }
