@@ -483,6 +483,13 @@ impl NetHandle {
         let _ = self.shared.reports.try_send(Report::Connect { peer, bulk_addrs });
     }
 
+    /// Breaks the connection with a peer that sends what makes no sense. It is reported lost, as a violation.
+    pub fn refuse(&self, peer: PeerId, reason: &str) {
+        if let Some(link) = self.link(peer) {
+            link.refuse(reason);
+        }
+    }
+
     /// Says goodbye to all peers and stops both planes. Returns when that is done.
     pub async fn shutdown(&self) {
         let (done, finished) = oneshot::channel();
