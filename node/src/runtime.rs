@@ -146,11 +146,7 @@ pub(crate) enum Internal {
 ///
 /// # Errors
 /// The node can't start, or its job can't go on here; why, and what to do.
-pub async fn run(
-    options: NodeOptions,
-    start: Start,
-    hub: StatusHub,
-) -> anyhow::Result<Outcome> {
+pub async fn run(options: NodeOptions, start: Start, hub: StatusHub) -> anyhow::Result<Outcome> {
     std::fs::create_dir_all(&options.dir)
         .with_context(|| format!("cannot create the node's folder {}", options.dir.display()))?;
     let (_ipc, commands) = ipc::serve(&options.dir, hub.clone())?;
@@ -340,7 +336,10 @@ impl Node {
         match &mut self.job {
             Some(job) if self.interrupts == 1 => {
                 self.hub.update(|status| status.phase = Phase::Leaving);
-                self.hub.event(EventLevel::Info, "leaving at the end of this step; Ctrl-C again ends at once");
+                self.hub.event(
+                    EventLevel::Info,
+                    "leaving at the end of this step; Ctrl-C again ends at once",
+                );
                 job.handle(Event::Leave);
             }
             _ => self.outcome = Some(Outcome::Interrupted),

@@ -127,8 +127,7 @@ impl Feed {
             }
             let needed = chunks(&self.samples);
             let store = self.samples.store();
-            if let Err(error) =
-                self.runtime.block_on(data::fill(store, &mut self.source, &needed))
+            if let Err(error) = self.runtime.block_on(data::fill(store, &mut self.source, &needed))
             {
                 tracing::warn!("waiting for data: {error}");
                 std::thread::sleep(RETRY);

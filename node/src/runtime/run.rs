@@ -57,7 +57,11 @@ pub(super) struct Place<'a> {
 
 impl JobRun {
     /// Sets a job up, as its founder or as a joiner. `founder` holds the state.
-    pub(super) fn new(prepared: Prepared, founder: bool, place: &Place<'_>) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        prepared: Prepared,
+        founder: bool,
+        place: &Place<'_>,
+    ) -> anyhow::Result<Self> {
         let geometry = prepared.geometry();
         let Prepared { spec, id, program, package, store, samples, executor, state, .. } = prepared;
         let first = state.step;
