@@ -1,18 +1,18 @@
 //! The commands of `p2ptrain`: definitions and their manual texts, parsing of values, how results
 //! and errors are shown, and the commands that only talk to a running node.
 
+mod args;
+mod commands;
+mod error;
+mod output;
+mod values;
+
 use std::future::Future;
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
-
-mod args;
-mod commands;
-mod error;
-mod output;
-mod values;
 
 pub use self::args::{
     BenchArgs, BenchKind, Cli, Command, CompletionsArgs, DemoArgs, Device, DoctorArgs, ExportArgs,

@@ -25,6 +25,8 @@ mod hub;
 mod limits;
 mod presence;
 mod seal;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
@@ -479,6 +481,13 @@ impl NetHandle {
     pub fn connect(&self, peer: PeerId, bulk_addrs: Vec<SocketAddr>) {
         // A busy hub has enough to connect to; the next advert says it again.
         let _ = self.shared.reports.try_send(Report::Connect { peer, bulk_addrs });
+    }
+
+    /// Breaks the connection with a peer that sends what makes no sense. It is reported lost, as a violation.
+    pub fn refuse(&self, peer: PeerId, reason: &str) {
+        if let Some(link) = self.link(peer) {
+            link.refuse(reason);
+        }
     }
 
     /// Says goodbye to all peers and stops both planes. Returns when that is done.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use p2ptrain_kernels::optim::{self, AdamW};
-use p2ptrain_kernels::primitive::Pool;
+use p2ptrain_kernels::primitive::pool::Pool;
 use p2ptrain_kernels::program::Program;
 use p2ptrain_protocol::id::Step;
 

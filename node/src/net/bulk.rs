@@ -143,7 +143,7 @@ impl Bulk {
         addrs: &[SocketAddr],
     ) -> Result<Proven, DialError> {
         let attempt = async {
-            let connection = self.race(peer, addrs).await?;
+            let connection = self.connect(peer, addrs).await?;
             Ok(handshake::dial(connection, peer, &self.member).await?)
         };
         tokio::time::timeout(limits::HANDSHAKE_TIME_MAX, attempt)
@@ -164,7 +164,12 @@ impl Bulk {
         Ok(handshake::answer(connection, &self.member).await?)
     }
 
-    async fn race(&self, peer: PeerId, addrs: &[SocketAddr]) -> Result<Connection, DialError> {
+    /// A connection that passed TLS only. All addresses are tried at once; the first that answers wins.
+    pub(crate) async fn connect(
+        &self,
+        peer: PeerId,
+        addrs: &[SocketAddr],
+    ) -> Result<Connection, DialError> {
         let mut attempts = JoinSet::new();
         let mut error = DialError::NoAddress;
         for addr in addrs.iter().take(limits::ADDRS_MAX) {

@@ -223,6 +223,14 @@ impl Control {
                 tracing::debug!(%peer, "control connection closed: {cause:?}");
                 Some(Report::Closed { peer, connection: connection_id })
             }
+            SwarmEvent::OutgoingConnectionError {
+                peer_id: Some(peer),
+                error: DialError::WrongPeerId { address, .. },
+                connection_id,
+            } if !self.dials.contains_key(&connection_id) => Some(Report::Replaced {
+                peer: identity::from_libp2p(&peer)?,
+                at: address::socket_addr(&address)?.0,
+            }),
             SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
                 let token = self.dials.remove(&connection_id);
                 Some(Report::DialFailed { token, reason: reason(&error) })

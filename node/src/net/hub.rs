@@ -56,6 +56,8 @@ pub(super) enum Report {
     Identified { peer: PeerId, agent: Agent },
     /// Peers were found on the local network.
     Found { peers: BTreeMap<PeerId, Vec<Multiaddr>> },
+    /// Another peer answered where this one was expected.
+    Replaced { peer: PeerId, at: SocketAddr },
     /// A control dial failed; the token names the bootstrap address.
     DialFailed { token: Option<usize>, reason: String },
     /// A bootstrap address was looked up.
@@ -162,23 +164,24 @@ impl Hub {
         match report {
             Report::Opened { peer, connection, remote, tcp, dialled, token } => {
                 let found = ControlConnection { remote, tcp, dialled };
-                self.handle_opened(peer, connection, found, token).await;
+                self.handle_opened(peer, connection, found, token);
             }
             Report::Closed { peer, connection } => self.handle_closed(peer, connection),
-            Report::Identified { peer, agent } => self.handle_identified(peer, agent).await,
+            Report::Identified { peer, agent } => self.handle_identified(peer, agent),
             Report::Found { peers } => self.handle_found(peers),
+            Report::Replaced { peer, at } => self.handle_replaced(peer, at),
             Report::DialFailed { token, reason } => self.handle_dial_failed(token, reason).await,
             Report::Resolved { token, result } => self.handle_resolved(token, result).await,
             Report::Proven(proven) => self.handle_proven(*proven).await,
             Report::Chosen(proven) => self.handle_chosen(*proven).await,
             Report::Dialled { peer, result } => self.handle_dialled(peer, result),
-            Report::Presence { from, presences } => self.handle_presences(from, presences).await,
+            Report::Presence { from, presences } => self.handle_presences(from, presences),
             Report::LinkEnded { peer, id, end } => self.handle_link_ended(peer, id, end).await,
             Report::Probed { peer, incarnation, refused } => {
                 self.handle_probed(peer, incarnation, refused);
             }
             Report::Connect { peer, bulk_addrs } => {
-                if let Some(known) = self.know(peer).await {
+                if let Some(known) = self.know(peer) {
                     known.add_bulk_addrs(bulk_addrs);
                     self.pursue(peer);
                 }
@@ -190,7 +193,7 @@ impl Hub {
 
     // Control connections.
 
-    async fn handle_opened(
+    fn handle_opened(
         &mut self,
         peer: PeerId,
         connection: ConnectionId,
@@ -202,7 +205,7 @@ impl Hub {
             bootstrap.peer = Some(peer);
             bootstrap.attempts.succeeded();
         }
-        if let Some(known) = self.know(peer).await {
+        if let Some(known) = self.know(peer) {
             known.control.insert(connection, found);
             known.control_attempts.succeeded();
         }
@@ -234,8 +237,22 @@ impl Hub {
         }
     }
 
-    async fn handle_identified(&mut self, peer: PeerId, agent: Agent) {
-        let Some(known) = self.know(peer).await else { return };
+    /// A process keeps its control port for as long as it lives. Only the address of the link itself is sure to be the
+    /// peer's machine: private addresses mean other machines elsewhere.
+    fn handle_replaced(&mut self, peer: PeerId, at: SocketAddr) {
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        let port = known.presence.as_ref().map(|presence| presence.control_port);
+        if let Some(link) = &known.link
+            && link.remote().ip() == at.ip().to_canonical()
+            && port == Some(at.port())
+        {
+            known.cause = Some(LossCause::Dead);
+            link.close(close::SUPERSEDED, "another process has its port");
+        }
+    }
+
+    fn handle_identified(&mut self, peer: PeerId, agent: Agent) {
+        let Some(known) = self.know(peer) else { return };
         known.agent = Some(agent);
         if let Some(link) = &known.link
             && link.incarnation < agent.incarnation
@@ -301,7 +318,7 @@ impl Hub {
     async fn handle_proven(&mut self, mut proven: Proven) {
         let peer = proven.peer;
         let decides = proven.decides(self.presence.peer);
-        let Some(known) = self.know(peer).await else {
+        let Some(known) = self.know(peer) else {
             proven.close(close::STRANGER, "too many peers");
             return;
         };
@@ -342,7 +359,7 @@ impl Hub {
 
     async fn handle_chosen(&mut self, proven: Proven) {
         let peer = proven.peer;
-        let Some(known) = self.know(peer).await else {
+        let Some(known) = self.know(peer) else {
             proven.close(close::STRANGER, "too many peers");
             return;
         };
@@ -443,13 +460,13 @@ impl Hub {
         }
     }
 
-    async fn handle_presences(&mut self, from: PeerId, presences: Vec<Presence>) {
+    fn handle_presences(&mut self, from: PeerId, presences: Vec<Presence>) {
         for presence in presences {
             let peer = presence.peer;
             if peer == self.presence.peer {
                 continue;
             }
-            let Some(known) = self.know(peer).await else { continue };
+            let Some(known) = self.know(peer) else { continue };
             if peer == from {
                 known.set_presence(presence);
                 self.introduce(peer);
@@ -500,6 +517,10 @@ impl Hub {
         let addrs = known.bulk_candidates(&own_host);
         if addrs.is_empty() {
             return;
+        }
+        if !std::mem::replace(&mut known.announced, true) {
+            // For people; a driver too busy for it hears of the connection anyway.
+            let _ = self.events.try_send(NetEvent::Discovered { peer, addrs: addrs.clone() });
         }
         known.attempts.begin();
         let (bulk, reports) = (Arc::clone(&self.shared.bulk), self.shared.reports.clone());
@@ -553,7 +574,7 @@ impl Hub {
     // Helpers.
 
     /// The state of a peer, new if it was unknown; `None` for this node itself and when too many are known.
-    async fn know(&mut self, peer: PeerId) -> Option<&mut Peer> {
+    fn know(&mut self, peer: PeerId) -> Option<&mut Peer> {
         if peer == self.presence.peer {
             return None;
         }
@@ -586,12 +607,22 @@ fn head_start(own: PeerId, peer: PeerId) -> Duration {
     if own < peer { Duration::ZERO } else { limits::HEAD_START }
 }
 
-/// Whether nobody listens at `addr` although its machine answers.
+/// Whether nobody listens at `addr` although its machine answers. Asked several times: a dying process closes its sockets
+/// one by one, the listening one not necessarily first.
 async fn refuses(addr: SocketAddr) -> bool {
-    match tokio::time::timeout(limits::PROBE_TIME_MAX, TcpStream::connect(addr)).await {
-        // A connection with itself: the port was free, and the system happened to choose it for our end.
-        Ok(Ok(stream)) => stream.local_addr().ok() == Some(addr),
-        Ok(Err(e)) => e.kind() == std::io::ErrorKind::ConnectionRefused,
-        Err(_) => false,
+    const PAUSES_MS: [u64; 7] = [0, 2, 10, 30, 100, 300, 600];
+    for pause in PAUSES_MS {
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        let attempt = tokio::time::timeout(limits::PROBE_TIME_MAX, TcpStream::connect(addr)).await;
+        let refused = match attempt {
+            // A connection with itself: the port was free, and the system happened to choose it for our end.
+            Ok(Ok(stream)) => stream.local_addr().ok() == Some(addr),
+            Ok(Err(e)) => e.kind() == std::io::ErrorKind::ConnectionRefused,
+            Err(_) => return false,
+        };
+        if refused {
+            return true;
+        }
     }
+    false
 }

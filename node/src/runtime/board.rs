@@ -32,6 +32,8 @@ struct Traffic {
     sent_bytes: u64,
     received_bytes: u64,
     link: LinkStatus,
+    /// The highest rate seen in one direction: what the link can do at least.
+    peak_bits_per_s: u64,
 }
 
 impl Board {
@@ -55,6 +57,11 @@ impl Board {
 
     pub(super) fn note_connected(&mut self, peer: &PeerId) {
         self.lost.remove(peer);
+    }
+
+    /// The highest rate seen on the link with `peer`; 1 before anything was seen.
+    pub(super) fn bits_per_s(&self, peer: &PeerId) -> u64 {
+        self.traffic.get(peer).map_or(1, |traffic| traffic.peak_bits_per_s.max(1))
     }
 
     /// The split of the step that was just committed; starts the clock of the next.
@@ -136,6 +143,7 @@ impl Board {
             sent_bytes: link.sent_bytes,
             received_bytes: link.received_bytes,
             link: LinkStatus { rtt_ms, in_mb_per_s: 0.0, out_mb_per_s: 0.0 },
+            peak_bits_per_s: 0,
         });
         let seconds = traffic.at.elapsed().as_secs_f32();
         if seconds >= 1.0 {
@@ -145,6 +153,8 @@ impl Board {
                 in_mb_per_s: rate(link.received_bytes, traffic.received_bytes),
                 out_mb_per_s: rate(link.sent_bytes, traffic.sent_bytes),
             };
+            let peak = traffic.link.in_mb_per_s.max(traffic.link.out_mb_per_s) * 8e6;
+            traffic.peak_bits_per_s = traffic.peak_bits_per_s.max(peak as u64);
             traffic.at = Instant::now();
             traffic.sent_bytes = link.sent_bytes;
             traffic.received_bytes = link.received_bytes;

@@ -108,11 +108,14 @@ impl Reader {
         queue: Arc<Mutex<VecDeque<u32>>>,
         chunks: mpsc::Sender<(u32, Vec<u8>)>,
     ) -> Result<(), PeerId> {
-        while let Some(index) = lock(&queue).pop_front() {
+        loop {
+            // Not in the loop's condition: its guard would live across the request.
+            let next = lock(&queue).pop_front();
+            let Some(index) = next else { return Ok(()) };
             match self.chunk(index).await {
                 Ok(bytes) => {
                     if chunks.send((index, bytes)).await.is_err() {
-                        break;
+                        return Ok(());
                     }
                 }
                 Err(reason) => {
@@ -122,7 +125,6 @@ impl Reader {
                 }
             }
         }
-        Ok(())
     }
 
     async fn chunk(&self, index: u32) -> Result<Vec<u8>, String> {

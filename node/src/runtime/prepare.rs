@@ -10,7 +10,7 @@ use p2ptrain_protocol::checkpoint::StateLayout;
 use p2ptrain_protocol::id::{JobId, Step};
 use p2ptrain_protocol::peer::JobGeometry;
 
-use crate::checkpoint::{Alias, Checkpoint, Tensor, safetensors};
+use crate::checkpoint::{self, Alias, Checkpoint};
 use crate::data::{Manifest, Progress, Samples, Source, Store};
 use crate::job::{self, JobFile, JobSpec, ModelSpec};
 use crate::optimizer::Optimizer;
@@ -28,8 +28,6 @@ pub struct Prepared {
     pub(super) executor: Executor,
     pub(super) state: TrainState,
     pub(super) layout: StateLayout,
-    /// Length of the ledger at a checkpoint that is resumed.
-    pub(super) ledger_bytes: u64,
 }
 
 /// The state of a node that has none yet: no step asks for it.
@@ -61,9 +59,9 @@ impl Prepared {
             Optimizer::has_second_moment(&spec),
         );
         if let Some(path) = &file.init {
-            let lens: Vec<usize> = program.blocks().iter().map(|block| block.len).collect();
-            let (tensors, aliases) = tensors_of(&program, &spec);
-            let blocks = safetensors::import(path, &lens, &tensors, &aliases)?;
+            let aliases = Alias::of_model(&spec.model);
+            let blocks =
+                checkpoint::import(path, program.blocks(), program.params(), &aliases)?;
             state.params = Params { blocks };
             spec.init_digest = state.block_digests().first().copied();
         }
@@ -98,12 +96,10 @@ impl Prepared {
         checkpoint: Option<Checkpoint>,
     ) -> anyhow::Result<Self> {
         let layout = state.borrow().layout()?;
-        let mut ledger_bytes = 0;
         if let Some(checkpoint) = checkpoint {
             if checkpoint.manifest.layout != layout {
                 anyhow::bail!("the checkpoint's state does not have the shape of the job's model");
             }
-            ledger_bytes = checkpoint.about.ledger_bytes;
             state = TrainState::restore(checkpoint.about.step, checkpoint.state);
         }
         let store = Arc::new(store);
@@ -125,7 +121,6 @@ impl Prepared {
             executor,
             state,
             layout,
-            ledger_bytes,
         })
     }
 
@@ -172,18 +167,4 @@ pub fn precision_of(spec: &JobSpec) -> Precision {
         job::Precision::F32 => Precision::F32,
         job::Precision::Bf16 => Precision::Bf16,
     }
-}
-
-/// The model's parameters under the names of PyTorch's `state_dict`.
-pub fn tensors_of(program: &Program, spec: &JobSpec) -> (Vec<Tensor>, Vec<Alias>) {
-    let tensor = |param: &p2ptrain_kernels::program::ParamInfo| Tensor {
-        name: param.name.clone(),
-        block: param.block,
-        offset: param.offset,
-        shape: param.shape.iter().copied().collect(),
-    };
-    let tensors = program.params().iter().map(tensor).collect();
-    let ModelSpec::Gpt(gpt) = &spec.model;
-    let aliases = if gpt.tied { vec![Alias::of_tied_gpt()] } else { Vec::new() };
-    (tensors, aliases)
 }

@@ -87,10 +87,11 @@ fn fill_up(place: &Path, full: &Store) {
     let error = save_two(&checkpoints).expect_err("it does not fit");
     assert!(matches!(&error, SaveError::Disk(disk) if disk.is_full()), "{error}");
     assert!(error.to_string().contains("earlier ones are intact"), "{error}");
+    // Before the folder is opened again, which would remove leftovers.
+    assert_eq!(fs::read_dir(&checkpoints).expect("readable").count(), 1, "no half checkpoint");
     let folder = Folder::open(&checkpoints).expect("readable");
     let latest = folder.latest_good(None).expect("the first one is intact");
     assert_eq!(latest.checkpoint.about.step.0, 1);
-    assert_eq!(fs::read_dir(&checkpoints).expect("readable").count(), 1, "no half checkpoint");
 }
 
 /// A node joins with a disk too small for the data.

@@ -19,7 +19,7 @@ use crate::{
 
 const MAGIC: [u8; 4] = *b"p2pb";
 const VERSION: u16 = 1;
-const HELLO_BYTES: usize = 4 + 2 + 8 + 32;
+pub(crate) const HELLO_BYTES: usize = 4 + 2 + 8 + 32;
 /// Sent by the lower peer on the connection that the pair shall use.
 const CHOSEN: u8 = 0xc1;
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-p2ptrain-membership-v1";
@@ -90,7 +90,7 @@ impl Member {
         }
     }
 
-    fn hello(&self, connection: &Connection, to: PeerId) -> [u8; HELLO_BYTES] {
+    pub(crate) fn hello(&self, connection: &Connection, to: PeerId) -> [u8; HELLO_BYTES] {
         let mut hello = [0; HELLO_BYTES];
         hello[..4].copy_from_slice(&MAGIC);
         hello[4..6].copy_from_slice(&VERSION.to_le_bytes());

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Instant,
@@ -39,6 +39,8 @@ pub(crate) struct Link {
     pub(crate) incarnation: Incarnation,
     pub(crate) since: Instant,
     connection: Connection,
+    /// Why the driver refused the peer.
+    refused: Arc<OnceLock<String>>,
     messages: mpsc::UnboundedSender<Outgoing>,
     chunks: Vec<mpsc::UnboundedSender<Outgoing>>,
     next_chunk: AtomicUsize,
@@ -109,6 +111,7 @@ impl Link {
             incarnation,
             since: Instant::now(),
             connection: connection.clone(),
+            refused: Arc::default(),
             messages,
             chunks,
             next_chunk: AtomicUsize::new(0),
@@ -116,6 +119,7 @@ impl Link {
             queued_bytes_max: tuning.queue_bytes_max,
         });
         let queued_bytes = Arc::clone(&link.queued_bytes);
+        let refused = Arc::clone(&link.refused);
         let delivery = Delivery { peer, events, reports };
         let running = async move {
             let mut tasks = JoinSet::new();
@@ -127,7 +131,7 @@ impl Link {
             tasks.spawn(read_messages(recv, delivery.clone()));
             tasks.spawn(accept_chunks(connection.clone(), delivery.clone()));
             tasks.spawn(accept_requests(connection.clone(), delivery.clone()));
-            supervise(id, connection, tasks, delivery).await;
+            supervise(id, connection, refused, tasks, delivery).await;
         };
         (link, running)
     }
@@ -170,6 +174,13 @@ impl Link {
             Err(ReadToEndError::Read(quinn::ReadError::Reset(_))) => Err(RequestError::Refused),
             Err(ReadToEndError::Read(_)) => Err(RequestError::Lost),
         }
+    }
+
+    /// Breaks the connection with a peer whose messages have the format but make no sense.
+    pub(crate) fn refuse(&self, reason: &str) {
+        // The first reason stands.
+        let _ = self.refused.set(reason.to_owned());
+        self.close(close::VIOLATION, reason);
     }
 
     pub(crate) fn close(&self, code: u32, reason: &str) {
@@ -230,12 +241,16 @@ impl From<ConnectionError> for End {
 async fn supervise(
     id: u64,
     connection: Connection,
+    refused: Arc<OnceLock<String>>,
     mut tasks: JoinSet<Result<(), Stop>>,
     delivery: Delivery,
 ) {
     let end = loop {
         tokio::select! {
-            error = connection.closed() => break End::from(error),
+            error = connection.closed() => break match refused.get() {
+                Some(reason) => End::Violation(reason.clone()),
+                None => End::from(error),
+            },
             Some(done) = tasks.join_next() => {
                 if let Ok(Err(Stop::Violation(reason))) = done {
                     connection.close(VarInt::from_u32(close::VIOLATION), reason.as_bytes());

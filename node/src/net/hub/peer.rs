@@ -32,6 +32,8 @@ pub(super) struct Peer {
     pub(super) control_attempts: Attempts,
     /// Last sign of life, or last word of a third one.
     pub(super) heard: Instant,
+    /// The driver was told that this peer exists.
+    pub(super) announced: bool,
     pub(super) violations: u32,
     pub(super) barred_until: Option<Instant>,
 }
@@ -65,6 +67,7 @@ impl Peer {
             attempts: Attempts::default(),
             control_attempts: Attempts::default(),
             heard: Instant::now(),
+            announced: false,
             violations: 0,
             barred_until: None,
         }

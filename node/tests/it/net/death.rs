@@ -1,7 +1,6 @@
 //! A killed process is noticed at once.
 
 use std::{
-    io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -63,10 +62,4 @@ async fn a_restarted_peer_connects_anew_after_its_loss() {
     again.incarnation = p2ptrain_protocol::id::Incarnation(2);
     let back = start(again).await;
     assert_eq!(ann.connected().await, back.id());
-}
-
-#[allow(dead_code)]
-fn read_lines(child: &mut Child) -> impl Iterator<Item = String> {
-    let out = child.stdout.take().expect("piped");
-    BufReader::new(out).lines().map_while(Result::ok)
 }
