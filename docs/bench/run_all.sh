@@ -17,7 +17,7 @@ steps=${STEPS:-12}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-head -c 8388608 /dev/urandom >"$work/noise.txt"
+head -c 6291456 /dev/urandom | base64 >"$work/noise.txt"
 for precision in f32 bf16; do
     sed "s|@precision@|$precision|; s|@data@|$work/noise.txt|" docs/bench/d384.toml >"$work/$precision.toml"
 done

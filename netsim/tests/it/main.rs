@@ -1,0 +1,5 @@
+//! The real driver in simulated networks.
+
+mod determinism;
+mod faults;
+mod speed;
