@@ -24,6 +24,9 @@ struct Case {
 }
 
 fn main() {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .init();
     let args: Vec<usize> = std::env::args().filter_map(|arg| arg.parse().ok()).collect();
     let argument = |at: usize, default| args.get(at).copied().unwrap_or(default);
     let (mebibytes, threads) = (argument(0, 1024), argument(1, 2));
@@ -64,11 +67,16 @@ fn cases(mtu: usize) -> Vec<Case> {
         let loopback_mtu = u16::try_from(mtu).expect("an MTU");
         return vec![case("given MTU", Tuning { loopback_mtu, ..default })];
     }
+    let window = |bytes| Tuning { loopback_window_bytes: bytes, ..default.clone() };
     vec![
         case("default", default.clone()),
+        case("window 512 KiB", window(512 << 10)),
+        case("window 1 MiB", window(1 << 20)),
+        case("window 4 MiB", window(4 << 20)),
+        case("window 64 MiB", window(64 << 20)),
         case("MTU 32000", Tuning { loopback_mtu: 32_000, ..default.clone() }),
         case("MTU 16000", Tuning { loopback_mtu: 16_000, ..default.clone() }),
-        case("MTU 8952 (jumbo frames)", Tuning { loopback_mtu: 8_952, ..default.clone() }),
+        case("MTU 6550 (jumbo frames)", Tuning { loopback_mtu: 6_550, ..default.clone() }),
         case("MTU 1472 (Ethernet)", Tuning { loopback_mtu: 1_472, ..default.clone() }),
         case(
             "MTU 1472, no GSO",
@@ -82,8 +90,6 @@ fn cases(mtu: usize) -> Vec<Case> {
         case("New Reno", Tuning { congestion: Congestion::NewReno, ..default.clone() }),
         case("one stream", Tuning { chunk_streams: 1, ..default.clone() }),
         case("ack every 10", Tuning { ack_every_packets: Some(10), ..default.clone() }),
-        case("send window 8 MiB", Tuning { send_window_bytes: 8 << 20, ..default.clone() }),
-        case("send window 2 MiB", Tuning { send_window_bytes: 2 << 20, ..default.clone() }),
         case("socket buffers 1 MiB", Tuning { socket_buffer_bytes: 1 << 20, ..default }),
     ]
 }
