@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn address_may_name_the_peer() {
-        let peer = crate::identity::Identity::generate().peer_id();
+        let peer = identity::Identity::generate().peer_id();
         let theirs = identity::to_libp2p(peer).expect("a real key");
         let addr: PeerAddr = format!("/ip4/10.0.0.7/tcp/1/p2p/{theirs}").parse().expect("parses");
         assert_eq!(addr.peer(), Some(peer));

@@ -174,7 +174,7 @@ async fn write_chunk_stream(proven: Proven, bytes: &[u8], finish: bool) -> Prove
 
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_message_streams_disconnect_their_sender() {
-    let good = [&frame::message_head(frame::Kind::Message, 2)[..], b"hi"].concat();
+    let good = [&frame::message_head(Kind::Message, 2)[..], b"hi"].concat();
     let cases: [(&str, Vec<u8>, bool); 6] = [
         ("oversized", vec![0xff, 0xff, 0xff, 0x7f, 0], false),
         ("empty frame", vec![0; 5], false),
