@@ -1,7 +1,10 @@
 //! Throughput of the bulk plane between two nodes on the loopback device, and what it costs.
 //!
-//! `cargo bench -p p2ptrain-node --bench net_throughput -- [MEBIBYTES] [THREADS] [KIB A CHUNK] [CASES]`, where CASES is a
-//! part of the names of those to run.
+//! ```text
+//! cargo bench -p p2ptrain-node --bench net_throughput -- [MEBIBYTES] [THREADS] [KIB A CHUNK] [CASES]
+//! ```
+//!
+//! CASES is a part of the names of those to run.
 //!
 //! Both nodes run in this process, so the CPU seconds are those of sender and receiver together.
 

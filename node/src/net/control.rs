@@ -1,8 +1,9 @@
 //! The control plane: a libp2p swarm in one task.
 //!
-//! With a swarm secret, the Noise handshake of TCP connections carries a prologue derived from it: the handshake fails
-//! unless both sides know the secret, so a stranger gets no further than the peer's id. QUIC connections have no such
-//! place; [`gate`] lets only peers use them that have proven membership elsewhere.
+//! With a swarm secret, the Noise handshake of TCP connections carries a prologue derived from it:
+//! the handshake fails unless both sides know the secret, so a stranger gets no further than the
+//! peer's id. QUIC connections have no such place; [`gate`] lets only peers use them that have
+//! proven membership elsewhere.
 
 mod gate;
 
@@ -42,7 +43,8 @@ const AGENT: &str = concat!("p2ptrain/", env!("CARGO_PKG_VERSION"));
 /// What the protobuf around a gossip message may add: ids, signature, topic.
 const GOSSIP_ENVELOPE_BYTES_MAX: usize = 1024;
 
-/// What the hub and the handle ask for. Given with `try_send`: a busy swarm loses commands, which are repeated or lossy.
+/// What the hub and the handle ask for. Given with `try_send`: a busy swarm loses commands, which
+/// are repeated or lossy.
 #[derive(Debug)]
 pub(super) enum Command {
     Publish {
@@ -67,7 +69,8 @@ pub(super) enum Command {
     Shutdown,
 }
 
-/// What a peer says about itself by identify: the ports that aren't part of the connection's address.
+/// What a peer says about itself by identify: the ports that aren't part of the connection's
+/// address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Agent {
     pub(super) incarnation: Incarnation,
@@ -262,7 +265,8 @@ impl Control {
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
                 let peer = identity::from_libp2p(&peer_id)?;
                 let Some(agent) = Agent::parse(&info.agent_version) else {
-                    tracing::warn!(%peer, "control peer runs other software: {}", info.agent_version);
+                    let software = info.agent_version;
+                    tracing::warn!(%peer, software, "control peer runs other software");
                     return None;
                 };
                 Some(Report::Identified { peer, agent })
@@ -365,7 +369,8 @@ fn build(config: &NetConfig, keys: &Keys) -> Result<Swarm<Behaviour>, NetError> 
         .with_quic()
         .with_behaviour(|_| behaviour(config))
         .map_err(|e| setup(&e))?
-        // A control connection stays for as long as both processes live: its end is how their death is noticed.
+        // A control connection stays for as long as both processes live: its end is how their death
+        // is noticed.
         .with_swarm_config(|c| c.with_idle_connection_timeout(Duration::from_secs(u64::MAX / 4)))
         .build();
     Ok(swarm)
@@ -492,8 +497,9 @@ fn listen_anywhere(
 /// Listens on TCP and on UDP at the same port.
 fn listen_on(swarm: &mut Swarm<Behaviour>, listen: IpAddr, port: u16) -> Result<u16, NetError> {
     let addr = SocketAddr::new(listen, port);
-    // libp2p's listeners share ports with other processes of this user (SO_REUSEPORT), who would then get some of our
-    // connections. Binding without that option first shows whether the port is ours alone.
+    // libp2p's listeners share ports with other processes of this user (SO_REUSEPORT), who would
+    // then get some of our connections. Binding without that option first shows whether the port is
+    // ours alone.
     TcpListener::bind(addr).map_err(|e| NetError::of_bind("control (TCP)", listen, port, e))?;
     UdpSocket::bind(addr).map_err(|e| NetError::of_bind("control (UDP)", listen, port, e))?;
     for quic in [false, true] {

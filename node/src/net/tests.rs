@@ -1,4 +1,5 @@
-//! Peers that go wrong in ways that the public interface can't: strangers inside TLS, members that break the format.
+//! Peers that go wrong in ways that the public interface can't: strangers inside TLS, members that
+//! break the format.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -238,7 +239,8 @@ async fn a_peer_without_the_secret_is_refused_and_told_nothing() {
     };
     assert_eq!(code(&error), Some(close::STRANGER));
 
-    // One that says nothing, and one that tries to skip the proof: no stream and no byte comes back.
+    // One that says nothing, and one that tries to skip the proof: no stream and no byte comes
+    // back.
     for early in [&b""[..], &[0; 200]] {
         let connection =
             stranger.bulk.connect(victim.id(), &[victim.bulk()]).await.expect("TLS is open to all");

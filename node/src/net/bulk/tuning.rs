@@ -1,4 +1,5 @@
-//! Parameters of the bulk transport. The defaults were chosen by the throughput benchmark; users need none of them.
+//! Parameters of the bulk transport. The defaults were chosen by the throughput benchmark; users
+//! need none of them.
 
 use std::{
     io,
@@ -16,16 +17,19 @@ use crate::net::limits;
 
 /// Largest UDP payload that IPv4 carries.
 const LOOPBACK_MTU_MAX: u16 = 65_507;
-/// quinn hands the system up to this many packets at once, which together must fit into what a UDP datagram can hold;
-/// with larger packets the system refuses them all, and quinn takes them for lost.
+/// quinn hands the system up to this many packets at once, which together must fit into what a UDP
+/// datagram can hold; with larger packets the system refuses them all, and quinn takes them for
+/// lost.
 const OFFLOAD_PACKETS: u16 = 10;
-/// So this is the largest payload with which segmentation offload works. Jumbo frames are used up to it.
+/// So this is the largest payload with which segmentation offload works. Jumbo frames are used up
+/// to it.
 const WIRE_MTU_MAX: u16 = LOOPBACK_MTU_MAX / OFFLOAD_PACKETS;
 /// Packets of the handshake are padded to the smallest MTU, and their lengths have 14 bits.
 const MIN_MTU_MAX: u16 = 16_000;
 /// Bytes under way on a new loopback connection: a burst that the socket buffers hold.
 const LOOPBACK_WINDOW_BYTES: u64 = 1 << 20;
-/// Bytes under way on any other new connection: 30 packets, a little above what RFC 6928 lets TCP start with.
+/// Bytes under way on any other new connection: 30 packets, a little above what RFC 6928 lets TCP
+/// start with.
 const WIRE_WINDOW_BYTES: u64 = 30 * 1_472;
 
 /// UDP payload that the loopback device takes whole; what is safe anywhere if that is unknown.
@@ -59,7 +63,8 @@ pub struct Tuning {
     pub connection_window_bytes: u32,
     /// Bytes of one connection kept until the peer has acknowledged them.
     pub send_window_bytes: u64,
-    /// The same on the loopback device, whose only queue is the receiver's socket buffer: more only overflows it.
+    /// The same on the loopback device, whose only queue is the receiver's socket buffer: more only
+    /// overflows it.
     pub loopback_window_bytes: u64,
     /// Bytes for one peer that may wait to be sent; beyond it `send` and `send_chunk` refuse.
     pub queue_bytes_max: usize,
@@ -73,7 +78,8 @@ pub struct Tuning {
     pub socket_buffer_bytes: usize,
     /// Congestion controller.
     pub congestion: Congestion,
-    /// Packets after which a receiver acknowledges; `None`: the default of the protocol, every second.
+    /// Packets after which a receiver acknowledges; `None`: the default of the protocol, every
+    /// second.
     pub ack_every_packets: Option<u32>,
     /// Whether to let the system split large sends into datagrams.
     pub segmentation_offload: bool,
@@ -135,8 +141,8 @@ impl Tuning {
         let mtu = if loopback { self.loopback_mtu.min(loopback_mtu()) } else { self.wire_mtu };
         discovery.upper_bound(mtu);
         if loopback {
-            // What the device takes is known: nothing has to be discovered, and lost packets mean full buffers, not
-            // that large ones can't pass.
+            // What the device takes is known: nothing has to be discovered, and lost packets mean
+            // full buffers, not that large ones can't pass.
             config.initial_mtu(mtu).min_mtu(mtu.min(MIN_MTU_MAX));
         }
         let idle = IdleTimeout::try_from(Duration::from_secs(10)).expect("ten seconds fit");
