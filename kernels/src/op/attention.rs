@@ -141,6 +141,9 @@ pub fn bwd(
     assert!(y.len() == shape.rows() * width && lse.len() == shape.rows() * shape.heads);
     assert_eq!(dy.len(), y.len());
     check(shape, qkv);
+    if shape.is_empty() {
+        return;
+    }
     let (dq, dk, dv) = match gradients {
         Gradients::Packed(out) => {
             assert_eq!(out.len(), 3 * y.len());
@@ -152,9 +155,6 @@ pub fn bwd(
             (OutRows::new(dq, 0, width), OutRows::new(dk, 0, width), OutRows::new(dv, 0, width))
         }
     };
-    if shape.is_empty() {
-        return;
-    }
     let rows = |data| Rows { data, offset: 0, stride: width };
     pool.run(shape.batch * shape.heads, &|task| {
         let head = Head::new(shape, task);

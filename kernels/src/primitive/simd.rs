@@ -90,6 +90,76 @@ pub(crate) trait Simd: Copy + 'static {
     fn dot2(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// `a * b + c`, fused where the level has the instruction.
     fn mul_add(a: f32, b: f32, c: f32) -> f32;
+
+    /// Copies a block of `lanes` rows (at `from`, every `stride`) and [`LANES`](Self::LANES) steps
+    /// to columns: step `s` of row `i` goes to `to + s * width + i`. With `PAIRS` a step is two
+    /// floats, rounded to a pair of bfloat16.
+    ///
+    /// # Safety
+    /// `from + i * stride` is readable for the steps of each row `i < lanes`, and `to + s * width`
+    /// writable for `lanes` floats for each step `s`. `lanes` is at most `LANES`.
+    #[inline(always)]
+    unsafe fn transpose<const PAIRS: bool>(
+        from: *const f32,
+        stride: usize,
+        lanes: usize,
+        to: *mut f32,
+        width: usize,
+    ) {
+        for lane in 0..lanes {
+            for step in 0..Self::LANES {
+                // SAFETY: inside the row and the column, as the caller promises.
+                unsafe {
+                    let row = from.add(lane * stride);
+                    *to.add(step * width + lane) = if PAIRS {
+                        bf16_pair(*row.add(2 * step), *row.add(2 * step + 1))
+                    } else {
+                        *row.add(step)
+                    };
+                }
+            }
+        }
+    }
+
+    /// Loads the first `count` lanes; the others are zero.
+    ///
+    /// # Safety
+    /// `p` is readable for `count <= LANES` floats.
+    unsafe fn load_first(p: *const f32, count: usize) -> Self::V;
+    /// Stores the first `count` lanes.
+    ///
+    /// # Safety
+    /// `p` is writable for `count <= LANES` floats.
+    unsafe fn store_first(p: *mut f32, v: Self::V, count: usize);
+    /// Pairs of `low` and `high`, each rounded to bfloat16.
+    fn round_pairs(low: Self::V, high: Self::V) -> Self::V;
+}
+
+/// Asks for the cache line of an address, which need not exist.
+#[inline(always)]
+pub(crate) fn prefetch(p: *const f32) {
+    // SAFETY: a prefetch reads nothing and faults nowhere; SSE is in the baseline of x86-64.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// A float rounded to bfloat16 (to nearest, ties to even), in the upper half of the word.
+#[inline(always)]
+pub(crate) fn bf16_round(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    // A NaN must not round to infinity.
+    (if x.is_nan() { bits | 0x0040_0000 } else { rounded }) & 0xffff_0000
+}
+
+/// Two floats as a pair of bfloat16 in one word, `low` in the lower half.
+#[inline(always)]
+pub(crate) fn bf16_pair(low: f32, high: f32) -> f32 {
+    f32::from_bits(bf16_round(high) | (bf16_round(low) >> 16))
 }
 
 /// The baseline: arrays of four floats, which compilers keep in one register of any target.
@@ -140,6 +210,32 @@ impl Simd for Portable {
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
         a * b + c
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, count: usize) -> Self::V {
+        let mut lanes = [0.0; 4];
+        // SAFETY: `count` floats are readable as the caller promises, and a plain array of
+        // `LANES` floats is loaded.
+        unsafe {
+            p.copy_to_nonoverlapping(lanes.as_mut_ptr(), count);
+            Self::load(lanes.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(p: *mut f32, v: Self::V, count: usize) {
+        let mut lanes = [0.0; 4];
+        // SAFETY: as in `load_first`.
+        unsafe {
+            Self::store(lanes.as_mut_ptr(), v);
+            p.copy_from_nonoverlapping(lanes.as_ptr(), count);
+        }
+    }
+
+    #[inline(always)]
+    fn round_pairs(low: Self::V, high: Self::V) -> Self::V {
+        std::array::from_fn(|lane| bf16_pair(low[lane], high[lane]))
     }
 }
 
@@ -196,6 +292,40 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, count: usize) -> Self::V {
+        let mut lanes = [0.0; 8];
+        // SAFETY: `count` floats are readable as the caller promises, and a plain array of
+        // `LANES` floats is loaded.
+        unsafe {
+            p.copy_to_nonoverlapping(lanes.as_mut_ptr(), count);
+            Self::load(lanes.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(p: *mut f32, v: Self::V, count: usize) {
+        let mut lanes = [0.0; 8];
+        // SAFETY: as in `load_first`.
+        unsafe {
+            Self::store(lanes.as_mut_ptr(), v);
+            p.copy_from_nonoverlapping(lanes.as_ptr(), count);
+        }
+    }
+
+    #[inline(always)]
+    fn round_pairs(low: Self::V, high: Self::V) -> Self::V {
+        // SAFETY: plain 32-byte vectors on both sides.
+        unsafe {
+            let (low, high) =
+                (std::mem::transmute::<__m256, [f32; 8]>(low), std::mem::transmute(high));
+            let high: [f32; 8] = high;
+            std::mem::transmute::<[f32; 8], __m256>(std::array::from_fn(|lane| {
+                bf16_pair(low[lane], high[lane])
+            }))
+        }
     }
 }
 
@@ -260,6 +390,141 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
     }
+
+    #[inline(always)]
+    unsafe fn transpose<const PAIRS: bool>(
+        from: *const f32,
+        stride: usize,
+        lanes: usize,
+        to: *mut f32,
+        width: usize,
+    ) {
+        // SAFETY: rows and columns are inside what the caller promises; masked lanes are not
+        // written. Features as in `splat`.
+        unsafe {
+            let zero = _mm512_setzero_ps();
+            let mut rows = [zero; 16];
+            for (lane, row) in rows.iter_mut().enumerate().take(lanes) {
+                let p = from.add(lane * stride);
+                *row = if PAIRS {
+                    Self::round_neighbours(Self::load(p), Self::load(p.add(16)))
+                } else {
+                    Self::load(p)
+                };
+            }
+            for (step, column) in transpose_16(rows).into_iter().enumerate() {
+                Self::store_first(to.add(step * width), column, lanes);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, count: usize) -> Self::V {
+        // SAFETY: masked lanes are not read; features as in `splat`.
+        unsafe { _mm512_maskz_loadu_ps(((1_u32 << count) - 1) as u16, p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(p: *mut f32, v: Self::V, count: usize) {
+        // SAFETY: masked lanes are not written; features as in `splat`.
+        unsafe { _mm512_mask_storeu_ps(p, ((1_u32 << count) - 1) as u16, v) }
+    }
+
+    #[inline(always)]
+    fn round_pairs(low: Self::V, high: Self::V) -> Self::V {
+        // SAFETY: features as in `splat`; the bfloat16 instruction only where `BF16` says so.
+        unsafe {
+            let (low, high) = (Self::rounded(low), Self::rounded(high));
+            let high = _mm512_slli_epi32(high, 16);
+            _mm512_castsi512_ps(_mm512_or_si512(low, high))
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl<const BF16: bool> Avx512<BF16> {
+    /// Each float rounded to bfloat16, in the lower half of its word.
+    ///
+    /// # Safety
+    /// The features of the level are enabled.
+    #[inline(always)]
+    unsafe fn rounded(x: __m512) -> __m512i {
+        // SAFETY: as the caller promises.
+        unsafe {
+            if BF16 {
+                let half = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
+                return _mm512_cvtepu16_epi32(half);
+            }
+            let bits = _mm512_castps_si512(x);
+            let odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+            let bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let rounded = _mm512_add_epi32(bits, bias);
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+            let nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+            _mm512_srli_epi32(_mm512_mask_blend_epi32(nan, rounded, quiet), 16)
+        }
+    }
+
+    /// The 32 floats of two vectors as 16 pairs of neighbours.
+    ///
+    /// # Safety
+    /// The features of the level are enabled.
+    #[inline(always)]
+    unsafe fn round_neighbours(first: __m512, second: __m512) -> __m512 {
+        // SAFETY: as the caller promises; plain 64-byte vectors on both sides of the cast.
+        unsafe {
+            if BF16 {
+                let pairs = _mm512_cvtne2ps_pbh(second, first);
+                return std::mem::transmute::<__m512bh, __m512>(pairs);
+            }
+            let low = _mm512_cvtepi32_epi16(Self::rounded(first));
+            let high = _mm512_cvtepi32_epi16(Self::rounded(second));
+            let both = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+            _mm512_castsi512_ps(both)
+        }
+    }
+}
+
+/// Transposes a block of 16 by 16.
+///
+/// # Safety
+/// AVX-512 F is enabled.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn transpose_16(rows: [__m512; 16]) -> [__m512; 16] {
+    // SAFETY: as the caller promises; casts between plain 64-byte vectors.
+    unsafe {
+        let zero = _mm512_setzero_ps();
+        // Blocks of 2 by 2, then of 4 by 4 inside each quarter of the vectors.
+        let mut pairs = [zero; 16];
+        for i in 0..8 {
+            pairs[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+            pairs[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+        }
+        let mut quads = [zero; 16];
+        for i in 0..4 {
+            for half in 0..2 {
+                let (a, b) = (pairs[4 * i + half], pairs[4 * i + 2 + half]);
+                let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+                quads[4 * i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                quads[4 * i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+            }
+        }
+        // `quads[4 i + s]` holds, in quarter `q`, step `4 q + s` of rows `4 i..4 i + 4`.
+        let mut columns = [zero; 16];
+        for s in 0..4 {
+            let [a, b, c, d] = [quads[s], quads[4 + s], quads[8 + s], quads[12 + s]];
+            let ab_low = _mm512_shuffle_f32x4(a, b, 0b01_00_01_00);
+            let ab_high = _mm512_shuffle_f32x4(a, b, 0b11_10_11_10);
+            let cd_low = _mm512_shuffle_f32x4(c, d, 0b01_00_01_00);
+            let cd_high = _mm512_shuffle_f32x4(c, d, 0b11_10_11_10);
+            columns[s] = _mm512_shuffle_f32x4(ab_low, cd_low, 0b10_00_10_00);
+            columns[4 + s] = _mm512_shuffle_f32x4(ab_low, cd_low, 0b11_01_11_01);
+            columns[8 + s] = _mm512_shuffle_f32x4(ab_high, cd_high, 0b10_00_10_00);
+            columns[12 + s] = _mm512_shuffle_f32x4(ab_high, cd_high, 0b11_01_11_01);
+        }
+        columns
+    }
 }
 
 /// Defines functions whose body is compiled for every [`Level`] and chosen at run time.
@@ -315,3 +580,23 @@ macro_rules! simd {
     )*};
 }
 pub(crate) use simd;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_that_of_the_half_crate() {
+        let mut x = 1u32;
+        for _ in 0..200_000 {
+            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let value = f32::from_bits(x);
+            let expected = half::bf16::from_f32(value);
+            if value.is_nan() {
+                assert!(f32::from_bits(bf16_round(value)).is_nan());
+            } else {
+                assert_eq!((bf16_round(value) >> 16) as u16, expected.to_bits(), "{value}");
+            }
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::op::matmul::Epilogue;
-use crate::primitive::simd::{Level, level, simd};
+use crate::primitive::simd::{Level, Simd, level, prefetch, simd};
 use crate::primitive::tile::{self, Operands};
 
 /// The result, of which each task writes its own tile.
@@ -57,7 +57,7 @@ const N: usize = 2;
 const TILE_MAX: usize = 14 * 32;
 
 #[inline(always)]
-fn tiles<S: crate::primitive::simd::Simd, const PAIRS: bool, const M: usize>(block: &Block<'_>) {
+fn tiles<S: Simd, const PAIRS: bool, const M: usize>(block: &Block<'_>) {
     let width = N * S::LANES;
     let Block { steps, out, .. } = *block;
     assert!(block.rows.end <= out.rows && block.columns.end <= out.columns);
@@ -83,8 +83,13 @@ fn tiles<S: crate::primitive::simd::Simd, const PAIRS: bool, const M: usize>(blo
                     step_b: width,
                     steps,
                 };
-                let product = tile::product::<S, PAIRS, M, N>(operands);
                 let c = out.c.add(row * out.row_c + column);
+                for i in 0..M {
+                    for j in 0..N {
+                        prefetch(c.wrapping_add(i * out.row_c + j * S::LANES));
+                    }
+                }
+                let product = tile::product::<S, PAIRS, M, N>(operands);
                 if rows == M && columns == width {
                     tile::write::<S, M, N>(&product, c, out.row_c, block.add);
                 } else {
