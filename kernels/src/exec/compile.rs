@@ -95,8 +95,11 @@ impl Compiled {
         let plan = Plan::new(&program, |node| kernel::scratch_len(&program, node));
         let completion = grad::completion(&program);
         let steps = (0..program.nodes.len())
-            .filter(|&node| !plan.view[node] || completes(&completion, node).next().is_some())
             .map(|node| Step::new(&program, &plan, node, &completion))
+            // Most views do nothing at all.
+            .filter(|step: &Step| {
+                !step.outputs.is_empty() || !step.additions.is_empty() || !step.completes.is_empty()
+            })
             .collect();
         let value = program.outputs.first().map(|output| output.value);
         let value = value.ok_or(ExecError::NoOutput(result_name))?;
@@ -310,7 +313,7 @@ impl Step {
             }
         }
         if plan.view[index] {
-            // Computes nothing; it is here because a block's gradient is complete with it.
+            // Computes nothing, but may be a contribution to a gradient.
             return step;
         }
         let mut parts = Parts::default();
