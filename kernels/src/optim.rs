@@ -148,7 +148,7 @@ struct SgdFactors {
 simd! {
     fn sum_of_squares[S](x: &[f32]) -> f64 {
         let step = |sum, x: f32| sum + f64::from(x) * f64::from(x);
-        lanes::fold(x, 0.0f64, step, |a, b| a + b)
+        lanes::halve(lanes::fold(x, 0.0f64, step), |a, b| a + b)
     }
 
     fn adamw_slice[S](p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], f: AdamFactors) {

@@ -28,7 +28,7 @@ pub struct Attention {
     pub head_dim: usize,
     /// Whether a position sees only itself and those before.
     pub causal: bool,
-    /// What scores are multiplied by, usually `1 / sqrt(head_dim)`.
+    /// What scores are multiplied by, usually `1 / sqrt(head_dim)`. Positive.
     pub scale: f32,
 }
 
@@ -177,6 +177,7 @@ pub fn bwd(
 }
 
 fn check(shape: &Attention, qkv: Qkv<'_>) {
+    assert!(shape.scale > 0.0, "scale of {shape:?}");
     if shape.is_empty() {
         return;
     }

@@ -1,7 +1,7 @@
 //! Rows of a table by index, and the gradient of the table.
 
 use crate::op::{IndexError, check_indices, rows_per_task};
-use crate::primitive::pool::{Chunks, Parts, Pool};
+use crate::primitive::pool::{Chunks, Pool, Shared};
 
 /// `y[r] = table[ids[r]]`, plus `positions[r % P]` for a table of `P` positions.
 ///
@@ -61,18 +61,15 @@ pub fn bwd(
     check_indices(ids, dtable.len() / columns, None)?;
     // Each task owns columns of all rows, so that the order of a sum is that of the ids.
     let stripe = 64;
-    let table = Chunks::new(dtable, 1);
+    let table = Shared::new(dtable);
     pool.run(columns.div_ceil(stripe), &|task| {
         let begin = task * stripe;
         let end = (begin + stripe).min(columns);
         for (&id, dy) in ids.iter().zip(dy.chunks_exact(columns)) {
-            let row = id as usize * columns;
-            for (column, &dy) in (begin..end).zip(&dy[begin..end]) {
-                // SAFETY: this task alone touches these columns, and each reference is dropped
-                // before the next one is made.
-                let out = unsafe { table.part(row + column) };
-                out[0] += dy;
-            }
+            // SAFETY: the run of columns lies inside the row, this task alone touches these
+            // columns, and the slice is dropped before the next one is made.
+            let out = unsafe { table.run(id as usize * columns + begin, end - begin) };
+            out.iter_mut().zip(&dy[begin..end]).for_each(|(out, &dy)| *out += dy);
         }
     });
     Ok(())

@@ -88,9 +88,9 @@ simd! {
         let scale = 1.0 / columns as f32;
         let rows = x.chunks_exact(columns).zip(y.chunks_exact_mut(columns));
         for (((x, y), mean), rstd) in rows.zip(mean).zip(rstd) {
-            let center = lanes::sum(x) * scale;
+            let center = lanes::sum::<S>(x) * scale;
             let square = |sum, x: f32| S::mul_add(x - center, x - center, sum);
-            let variance = lanes::fold(x, 0.0, square, |a, b| a + b) * scale;
+            let variance = S::sum(lanes::fold(x, 0.0, square)) * scale;
             let inverse = 1.0 / (variance + eps).sqrt();
             if let Some(beta) = beta {
                 for (((y, &x), &gamma), &beta) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
@@ -117,23 +117,11 @@ simd! {
         for ((((x, dy), dx), &mean), &rstd) in
             rows.zip(dx.chunks_exact_mut(columns)).zip(mean).zip(rstd)
         {
-            let sum = lanes::fold2(dy, gamma, 0.0, |s, dy, g| S::mul_add(dy, g, s), |a, b| a + b);
-            // Sum of dy * gamma * x̂, by columns in lanes.
-            let mut products = [0.0f32; lanes::LANES];
-            let (xb, xt) = x.as_chunks::<{ lanes::LANES }>();
-            let (gb, gt) = gamma.as_chunks::<{ lanes::LANES }>();
-            let (db, dt) = dy.as_chunks::<{ lanes::LANES }>();
-            for ((x, g), d) in xb.iter().zip(gb).zip(db) {
-                for lane in 0..lanes::LANES {
-                    let normal = (x[lane] - mean) * rstd;
-                    products[lane] = S::mul_add(d[lane] * g[lane], normal, products[lane]);
-                }
-            }
-            for (lane, ((&x, &g), &d)) in xt.iter().zip(gt).zip(dt).enumerate() {
-                products[lane] = S::mul_add(d * g, (x - mean) * rstd, products[lane]);
-            }
-            let product = lanes::halve(products, |a, b| a + b) * scale;
-            let sum = sum * scale;
+            let sum = lanes::dot::<S>(dy, gamma) * scale;
+            let product = lanes::fold_all([x, dy, gamma], |sum, [x, dy, gamma]| {
+                S::mul_add(dy * gamma, (x - mean) * rstd, sum)
+            });
+            let product = S::sum(product) * scale;
             for j in 0..columns {
                 let normal = (x[j] - mean) * rstd;
                 dgamma[j] = S::mul_add(dy[j], normal, dgamma[j]);

@@ -140,8 +140,8 @@ fn finish(kind: Kind, value: f32, count: usize) -> f32 {
 simd! {
     fn row_value[S](kind: Kind, x: &[f32]) -> f32 {
         match kind {
-            Kind::Sum | Kind::Mean => lanes::sum(x),
-            Kind::Max => lanes::max(x),
+            Kind::Sum | Kind::Mean => lanes::sum::<S>(x),
+            Kind::Max => lanes::max_or_nan(x),
         }
     }
 

@@ -71,10 +71,10 @@ simd! {
         let columns = gamma.len();
         let rows = x.chunks_exact(columns).zip(dy.chunks_exact(columns));
         for (((x, dy), dx), &rstd) in rows.zip(dx.chunks_exact_mut(columns)).zip(rstd) {
-            let mut product = 0.0;
-            for ((&x, &dy), &gamma) in x.iter().zip(dy).zip(gamma) {
-                product = S::mul_add(dy * gamma, x, product);
-            }
+            let product = lanes::fold_all([x, dy, gamma], |sum, [x, dy, gamma]| {
+                S::mul_add(dy * gamma, x, sum)
+            });
+            let product = S::sum(product);
             let product = product * rstd * rstd / columns as f32;
             for j in 0..columns {
                 dgamma[j] = S::mul_add(dy[j], x[j] * rstd, dgamma[j]);

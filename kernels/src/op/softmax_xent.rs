@@ -84,31 +84,31 @@ fn classes(logits: &[f32], targets: &[i32], losses: &[f32]) -> Result<Option<usi
 /// Sum of `exp(x - max)`.
 #[inline(always)]
 fn exp_sum<S: Simd>(x: &[f32], max: f32) -> f32 {
-    lanes::fold(x, 0.0, |sum, x| sum + math::exp::<S>(x - max), |a, b| a + b)
+    S::sum(lanes::fold(x, 0.0, |sum, x| sum + math::exp_small::<S>(x - max)))
 }
 
 simd! {
     fn loss_of_row[S](x: &[f32], target: usize) -> f32 {
-        let max = lanes::max(x);
+        let max = lanes::max::<S>(x);
         math::ln::<S>(exp_sum::<S>(x, max)) + (max - x[target])
     }
 
     fn loss_and_gradient_of_row[S](x: &mut [f32], target: usize, scale: f32) -> f32 {
-        let max = lanes::max(x);
+        let max = lanes::max::<S>(x);
         let logit = x[target];
         let mut sums = [0.0f32; lanes::LANES];
         let (blocks, tail) = x.as_chunks_mut::<{ lanes::LANES }>();
         for block in blocks {
             for (x, sum) in block.iter_mut().zip(&mut sums) {
-                *x = math::exp::<S>(*x - max);
+                *x = math::exp_small::<S>(*x - max);
                 *sum += *x;
             }
         }
         for (x, sum) in tail.iter_mut().zip(&mut sums) {
-            *x = math::exp::<S>(*x - max);
+            *x = math::exp_small::<S>(*x - max);
             *sum += *x;
         }
-        let sum = lanes::halve(sums, |a, b| a + b);
+        let sum = S::sum(sums);
         let factor = scale / sum;
         x.iter_mut().for_each(|x| *x *= factor);
         x[target] -= scale;

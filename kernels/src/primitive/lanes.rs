@@ -3,19 +3,15 @@
 //! Element `i` belongs to lane `i % 16`; lanes are combined by halving. The order does not depend
 //! on the processor, so a sum differs between processors only where products are fused.
 
+pub(crate) use super::simd::halve;
 use super::simd::Simd;
 
 /// Lanes of a reduction.
 pub(crate) const LANES: usize = 16;
 
-/// Reduces `f` of each element by `combine`, starting from `init` in each lane.
+/// The lanes of a reduction of `x`: `step` takes in an element, starting from `init`.
 #[inline(always)]
-pub(crate) fn fold<T: Copy>(
-    x: &[f32],
-    init: T,
-    step: impl Fn(T, f32) -> T,
-    combine: impl Fn(T, T) -> T,
-) -> T {
+pub(crate) fn fold<T: Copy>(x: &[f32], init: T, step: impl Fn(T, f32) -> T) -> [T; LANES] {
     let mut lanes = [init; LANES];
     let (blocks, tail) = x.as_chunks::<LANES>();
     for block in blocks {
@@ -26,55 +22,39 @@ pub(crate) fn fold<T: Copy>(
     for (lane, &x) in lanes.iter_mut().zip(tail) {
         *lane = step(*lane, x);
     }
-    halve(lanes, combine)
+    lanes
 }
 
-/// The same over two slices of equal length.
+/// The same over several slices of equal length.
 #[inline(always)]
-pub(crate) fn fold2<T: Copy>(
-    x: &[f32],
-    y: &[f32],
-    init: T,
-    step: impl Fn(T, f32, f32) -> T,
-    combine: impl Fn(T, T) -> T,
-) -> T {
-    let mut lanes = [init; LANES];
-    let (x_blocks, x_tail) = x.as_chunks::<LANES>();
-    let (y_blocks, y_tail) = y.as_chunks::<LANES>();
-    for (x, y) in x_blocks.iter().zip(y_blocks) {
-        for lane in 0..LANES {
-            lanes[lane] = step(lanes[lane], x[lane], y[lane]);
+pub(crate) fn fold_all<const N: usize>(
+    x: [&[f32]; N],
+    step: impl Fn(f32, [f32; N]) -> f32,
+) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    let parts = x.map(|x| x.as_chunks::<LANES>());
+    for block in 0..parts[0].0.len() {
+        let blocks: [&[f32; LANES]; N] = parts.map(|(blocks, _)| &blocks[block]);
+        for (index, lane) in lanes.iter_mut().enumerate() {
+            *lane = step(*lane, blocks.map(|block| block[index]));
         }
     }
-    for ((lane, &x), &y) in lanes.iter_mut().zip(x_tail).zip(y_tail) {
-        *lane = step(*lane, x, y);
+    for (index, lane) in lanes.iter_mut().enumerate().take(parts[0].1.len()) {
+        *lane = step(*lane, parts.map(|(_, tail)| tail[index]));
     }
-    halve(lanes, combine)
-}
-
-/// Combines lanes pairwise: 16 to 8 to 4 to 2 to 1.
-#[inline(always)]
-pub(crate) fn halve<T: Copy>(mut lanes: [T; LANES], combine: impl Fn(T, T) -> T) -> T {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] = combine(lanes[lane], lanes[lane + width]);
-        }
-        width /= 2;
-    }
-    lanes[0]
+    lanes
 }
 
 /// Sum.
 #[inline(always)]
-pub(crate) fn sum(x: &[f32]) -> f32 {
-    fold(x, 0.0, |sum, x| sum + x, |a, b| a + b)
+pub(crate) fn sum<S: Simd>(x: &[f32]) -> f32 {
+    S::sum(fold(x, 0.0, |sum, x| sum + x))
 }
 
 /// Sum of products.
 #[inline(always)]
 pub(crate) fn dot<S: Simd>(x: &[f32], y: &[f32]) -> f32 {
-    fold2(x, y, 0.0, |sum, x, y| S::mul_add(x, y, sum), |a, b| a + b)
+    S::sum(fold_all([x, y], |sum, [x, y]| S::mul_add(x, y, sum)))
 }
 
 /// The larger of two, or a NaN if there is one.
@@ -85,6 +65,13 @@ pub(crate) fn larger(a: f32, b: f32) -> f32 {
 
 /// Maximum, negative infinity if empty, a NaN if there is one.
 #[inline(always)]
-pub(crate) fn max(x: &[f32]) -> f32 {
-    fold(x, f32::NEG_INFINITY, larger, larger)
+pub(crate) fn max_or_nan(x: &[f32]) -> f32 {
+    halve(fold(x, f32::NEG_INFINITY, larger), larger)
+}
+
+/// Maximum, negative infinity if empty. A NaN is lost or not: for a softmax, whose exponentials
+/// are NaN where their argument is.
+#[inline(always)]
+pub(crate) fn max<S: Simd>(x: &[f32]) -> f32 {
+    S::max(fold(x, f32::NEG_INFINITY, |max, x| if x > max { x } else { max }))
 }

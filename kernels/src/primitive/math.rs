@@ -10,6 +10,8 @@ const EXP_MAX: f32 = 88.722_84;
 const EXP_MIN: f32 = -87.336_54;
 /// Adding and subtracting this rounds a float of moderate size to the nearest integer.
 const ROUND: f32 = 12_582_912.0;
+/// The bits of one.
+const ONE: u32 = 0x3f80_0000;
 const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 
@@ -22,12 +24,7 @@ pub(crate) fn exp<S: Simd>(x: f32) -> f32 {
     let n = rounded - ROUND;
     let r = S::mul_add(n, -LN2_HIGH, clamped);
     let r = S::mul_add(n, -LN2_LOW, r);
-    let p = 1.395_050_2e-3;
-    let p = S::mul_add(p, r, 8.368_897e-3);
-    let p = S::mul_add(p, r, 4.166_620_6e-2);
-    let p = S::mul_add(p, r, 1.666_651_9e-1);
-    let p = S::mul_add(p, r, 5.000_000_1e-1);
-    let p = S::mul_add(p * r, r, r) + 1.0;
+    let p = exp_polynomial::<S>(r);
     // The integer sits in the low bits of `rounded`; 2^127 doubled stands in for 2^128.
     let n = (rounded.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     let half = n >> 1;
@@ -36,6 +33,31 @@ pub(crate) fn exp<S: Simd>(x: f32) -> f32 {
     let result = if x < EXP_MIN { 0.0 } else { result };
     let result = if x > EXP_MAX { f32::INFINITY } else { result };
     if x.is_nan() { x } else { result }
+}
+
+/// `e^x` for arguments up to 88, as those of a softmax, which are at most zero up to rounding: it
+/// need not scale twice and treats no special case but NaN and results that underflow to zero.
+#[inline(always)]
+pub(crate) fn exp_small<S: Simd>(x: f32) -> f32 {
+    let clamped = if x < EXP_MIN { EXP_MIN } else { x };
+    let rounded = S::mul_add(clamped, std::f32::consts::LOG2_E, ROUND);
+    let n = rounded - ROUND;
+    let r = S::mul_add(n, -LN2_HIGH, clamped);
+    let r = S::mul_add(n, -LN2_LOW, r);
+    let p = exp_polynomial::<S>(r);
+    let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(ONE));
+    if x < EXP_MIN { 0.0 } else { p * power }
+}
+
+/// `e^r` for `|r|` up to `ln(2) / 2`.
+#[inline(always)]
+fn exp_polynomial<S: Simd>(r: f32) -> f32 {
+    let p = 1.395_050_2e-3;
+    let p = S::mul_add(p, r, 8.368_897e-3);
+    let p = S::mul_add(p, r, 4.166_620_6e-2);
+    let p = S::mul_add(p, r, 1.666_651_9e-1);
+    let p = S::mul_add(p, r, 5.000_000_1e-1);
+    S::mul_add(p * r, r, r) + 1.0
 }
 
 /// Natural logarithm. Subnormal arguments count as zero.
@@ -119,6 +141,7 @@ mod tests {
 
     simd! {
         fn map_exp[S](x: &mut [f32]) { x.iter_mut().for_each(|x| *x = exp::<S>(*x)); }
+        fn map_exp_small[S](x: &mut [f32]) { x.iter_mut().for_each(|x| *x = exp_small::<S>(*x)); }
         fn map_ln[S](x: &mut [f32]) { x.iter_mut().for_each(|x| *x = ln::<S>(*x)); }
         fn map_tanh[S](x: &mut [f32]) { x.iter_mut().for_each(|x| *x = tanh::<S>(*x)); }
         fn map_erf[S](x: &mut [f32]) { x.iter_mut().for_each(|x| *x = erf::<S>(*x)); }
@@ -148,6 +171,7 @@ mod tests {
     fn errors_are_within_two_units_in_the_last_place() {
         check("exp", ulps(map_exp, libm::exp, -87.3, 88.7), 2.0);
         check("exp near 0", ulps(map_exp, libm::exp, -1.0, 1.0), 2.0);
+        check("exp small", ulps(map_exp_small, libm::exp, -87.3, 80.0), 2.0);
         check("ln", ulps(map_ln, libm::log, 1e-3, 0.5), 2.0);
         check("ln", ulps(map_ln, libm::log, 0.5, 2.0), 2.0);
         check("ln", ulps(map_ln, libm::log, 2.0, 1e6), 2.0);
@@ -163,6 +187,10 @@ mod tests {
         assert_eq!(x[..4], [1.0, 1.0, inf, 0.0]);
         assert!(x[4].is_nan());
         assert_eq!(x[5..], [inf, 0.0]);
+        let mut x = [0.0, -0.0, -inf, -1000.0, f32::NAN];
+        map_exp_small(&mut x);
+        assert_eq!(x[..4], [1.0, 1.0, 0.0, 0.0]);
+        assert!(x[4].is_nan());
         let mut x = [0.0, 1.0, inf, -1.0, f32::NAN];
         map_ln(&mut x);
         assert_eq!(x[..3], [-inf, 0.0, inf]);

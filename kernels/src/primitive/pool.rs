@@ -24,7 +24,7 @@ type Task = dyn Fn(usize) + Sync;
 
 /// Fixed threads that execute tasks together with the caller. See the [module](self).
 pub struct Pool {
-    shared: Arc<Shared>,
+    shared: Arc<State>,
     workers: Vec<JoinHandle<()>>,
     /// Held during a run, so that two threads that share a pool take turns.
     turn: Mutex<()>,
@@ -34,7 +34,7 @@ impl Pool {
     /// A pool that computes on `threads` threads in all: the caller and `threads - 1` workers.
     /// Zero counts as one. Where the system refuses a thread, the pool goes on with fewer.
     pub fn new(threads: usize) -> Self {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(State::default());
         let workers = (1..threads)
             .map_while(|index| {
                 let shared = Arc::clone(&shared);
@@ -142,6 +142,36 @@ impl<'a, T: Send> Parts for Chunks<'a, T> {
     }
 }
 
+/// An output of which each task writes its own part, where the parts are not chunks.
+pub(crate) struct Shared<'a, T> {
+    start: *mut T,
+    len: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: tasks use disjoint runs, each on one thread, which `T: Send` permits.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
+
+impl<'a, T> Shared<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+    }
+
+    /// `len` elements from `begin`.
+    ///
+    /// # Safety
+    /// No other run that overlaps this one is alive.
+    ///
+    /// # Panics
+    /// If the run leaves the slice.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn run(&self, begin: usize, len: usize) -> &'a mut [T] {
+        assert!(begin <= self.len && len <= self.len - begin);
+        // SAFETY: inside the slice by the assertion, and exclusive as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(begin), len) }
+    }
+}
+
 /// An output that may be absent.
 impl<P: Parts> Parts for Option<P> {
     type Part = Option<P::Part>;
@@ -180,7 +210,7 @@ thread_local! {
 /// therefore reads them first and claims by compare-and-swap afterwards: a swap that succeeds
 /// proves that what was read belongs to that run.
 #[derive(Default)]
-struct Shared {
+struct State {
     claim: AtomicU64,
     tasks: AtomicUsize,
     /// Address of the fat pointer to the closure, which lies on the caller's stack.
@@ -197,7 +227,7 @@ struct Shared {
     caller_waits: AtomicBool,
 }
 
-impl Shared {
+impl State {
     fn run(&self, tasks: u32, f: &(dyn Fn(usize) + Sync)) {
         // SAFETY: only the lifetime is erased. The closure is called between a successful claim
         // and the count of `done` that follows it, and this function returns when `done` says

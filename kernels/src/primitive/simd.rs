@@ -133,6 +133,41 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn store_first(p: *mut f32, v: Self::V, count: usize);
     /// Pairs of `low` and `high`, each rounded to bfloat16.
     fn round_pairs(low: Self::V, high: Self::V) -> Self::V;
+
+    /// The sum of sixteen lanes by halving, the same bits at each level.
+    #[inline(always)]
+    fn sum(lanes: [f32; 16]) -> f32 {
+        halve(lanes, |a, b| a + b)
+    }
+
+    /// The maximum of sixteen lanes. A NaN is lost or not.
+    #[inline(always)]
+    fn max(lanes: [f32; 16]) -> f32 {
+        halve(lanes, |a, b| if a > b { a } else { b })
+    }
+}
+
+/// Combines lanes pairwise: 16 to 8 to 4 to 2 to 1.
+#[inline(always)]
+pub(crate) fn halve<T: Copy>(mut lanes: [T; 16], combine: impl Fn(T, T) -> T) -> T {
+    let mut width = lanes.len() / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] = combine(lanes[lane], lanes[lane + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// [`halve`] from eight lanes on, with vector instructions.
+macro_rules! halve_eight {
+    ($eight:expr, $four:ident, $two:ident, $one:ident) => {{
+        let eight = $eight;
+        let four = $four(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        let two = $two(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32($one(two, _mm_shuffle_ps(two, two, 1)))
+    }};
 }
 
 /// Asks for the cache line of an address, which need not exist.
@@ -316,6 +351,26 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn sum(lanes: [f32; 16]) -> f32 {
+        // SAFETY: both halves lie in the array; features as in `splat`.
+        unsafe {
+            let p = lanes.as_ptr();
+            let eight = _mm256_add_ps(Self::load(p), Self::load(p.add(8)));
+            halve_eight!(eight, _mm_add_ps, _mm_add_ps, _mm_add_ss)
+        }
+    }
+
+    #[inline(always)]
+    fn max(lanes: [f32; 16]) -> f32 {
+        // SAFETY: as in `sum`.
+        unsafe {
+            let p = lanes.as_ptr();
+            let eight = _mm256_max_ps(Self::load(p), Self::load(p.add(8)));
+            halve_eight!(eight, _mm_max_ps, _mm_max_ps, _mm_max_ss)
+        }
+    }
+
+    #[inline(always)]
     fn round_pairs(low: Self::V, high: Self::V) -> Self::V {
         // SAFETY: plain 32-byte vectors on both sides.
         unsafe {
@@ -428,6 +483,26 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     unsafe fn store_first(p: *mut f32, v: Self::V, count: usize) {
         // SAFETY: masked lanes are not written; features as in `splat`.
         unsafe { _mm512_mask_storeu_ps(p, ((1_u32 << count) - 1) as u16, v) }
+    }
+
+    #[inline(always)]
+    fn sum(lanes: [f32; 16]) -> f32 {
+        // SAFETY: the array is one vector; features as in `splat`.
+        unsafe {
+            let v = Self::load(lanes.as_ptr());
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+            halve_eight!(eight, _mm_add_ps, _mm_add_ps, _mm_add_ss)
+        }
+    }
+
+    #[inline(always)]
+    fn max(lanes: [f32; 16]) -> f32 {
+        // SAFETY: as in `sum`.
+        unsafe {
+            let v = Self::load(lanes.as_ptr());
+            let eight = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+            halve_eight!(eight, _mm_max_ps, _mm_max_ps, _mm_max_ss)
+        }
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! The backward pass of one head.
 
-use super::parts::{BLOCK, COLUMNS, In, OutRows, exp_row, visible};
+use super::parts::{BLOCK, COLUMNS, In, OutRows, exp_row, scores_row, visible};
 use super::{Attention, simd};
 use crate::primitive::lanes;
 use crate::primitive::tile::{Operands, rows_times_columns};
@@ -53,8 +53,8 @@ simd! {
         }
         for j in (0..tokens).step_by(BLOCK) {
             let count = BLOCK.min(tokens - j);
-            task.k.transpose(j, count, dim, keys);
-            task.v.transpose(j, count, dim, values);
+            task.k.transpose::<S>(j, count, dim, keys);
+            task.v.transpose::<S>(j, count, dim, values);
             let first = if causal { j } else { 0 };
             for i in (first..tokens).step_by(BLOCK) {
                 let rows = BLOCK.min(tokens - i);
@@ -86,11 +86,9 @@ simd! {
                     rows_times_columns::<S>(operands, rows, BLOCK, ds, BLOCK, false);
                     for row in 0..rows {
                         let valid = visible(causal, i + row, j, count);
-                        let (scores, dscores) = (
-                            &mut scores[row * BLOCK..][..BLOCK],
-                            &mut dscores[row * BLOCK..][..BLOCK],
-                        );
-                        exp_row::<S>(scores, valid, scale, task.lse[i + row]);
+                        let scores = scores_row(scores, row, valid);
+                        let dscores = &mut dscores[row * BLOCK..][..BLOCK];
+                        exp_row::<S>(scores, scale, task.lse[i + row]);
                         for (ds, &p) in dscores.iter_mut().zip(&*scores) {
                             *ds = p * (*ds - delta[i + row]) * scale;
                         }

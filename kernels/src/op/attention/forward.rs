@@ -1,6 +1,6 @@
 //! The forward pass of one head.
 
-use super::parts::{BLOCK, COLUMNS, In, OutRows, exp_row, visible};
+use super::parts::{BLOCK, COLUMNS, In, OutRows, Scores, exp_row, scores_row, visible};
 use super::{Attention, Simd, simd};
 use crate::primitive::lanes;
 use crate::primitive::math;
@@ -34,7 +34,7 @@ simd! {
         let v = task.v.padded(tokens, dim, rest);
         for (block, keys) in keys.chunks_exact_mut(BLOCK * dim).enumerate() {
             let begin = block * BLOCK;
-            task.k.transpose(begin, BLOCK.min(tokens - begin), dim, keys);
+            task.k.transpose::<S>(begin, BLOCK.min(tokens - begin), dim, keys);
         }
         for i in (0..tokens).step_by(BLOCK) {
             let rows = BLOCK.min(tokens - i);
@@ -58,9 +58,9 @@ simd! {
                     rows_times_columns::<S>(operands, rows, BLOCK, out, BLOCK, false);
                     for row in 0..rows {
                         let valid = visible(causal, i + row, j, count);
-                        let scores = &mut scores[row * BLOCK..][..count];
+                        let scores = scores_row(scores, row, valid);
                         let sums = &mut sums[row * padded..][..padded];
-                        online.step::<S>(row, scores, valid, scale, sums);
+                        online.step::<S>(row, scores, scale, sums);
                     }
                     let operands = Operands {
                         a: scores.as_ptr(),
@@ -94,25 +94,17 @@ struct Online {
 impl Online {
     /// Turns a row of scores into exponentials, and adapts what has been summed to a new maximum.
     #[inline(always)]
-    fn step<S: Simd>(
-        &mut self,
-        row: usize,
-        scores: &mut [f32],
-        valid: usize,
-        scale: f32,
-        sums: &mut [f32],
-    ) {
-        let seen = &mut scores[..valid];
-        seen.iter_mut().for_each(|x| *x *= scale);
+    fn step<S: Simd>(&mut self, row: usize, scores: &mut Scores, scale: f32, sums: &mut [f32]) {
+        let largest = lanes::max::<S>(scores);
         let old = self.max[row];
-        let max = lanes::larger(lanes::max(seen), old);
+        let max = lanes::larger(largest * scale, old);
         if max > old && old > f32::NEG_INFINITY {
-            let factor = math::exp::<S>(old - max);
+            let factor = math::exp_small::<S>(old - max);
             self.sum[row] *= factor;
             sums.iter_mut().for_each(|x| *x *= factor);
         }
-        exp_row::<S>(scores, valid, 1.0, max);
+        exp_row::<S>(scores, scale, max);
         self.max[row] = max;
-        self.sum[row] += lanes::sum(&scores[..valid]);
+        self.sum[row] += lanes::sum::<S>(scores);
     }
 }

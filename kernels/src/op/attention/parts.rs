@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use crate::primitive::math;
 use crate::primitive::simd::Simd;
 
 /// Queries, and keys, in a tile of scores.
@@ -46,14 +47,35 @@ impl<'a> In<'a> {
     /// Rows `begin..begin + count` as columns of `out`, which has `dim` rows of [`BLOCK`] elements;
     /// columns beyond `count` are zero.
     #[inline(always)]
-    pub(super) fn transpose(&self, begin: usize, count: usize, dim: usize, out: &mut [f32]) {
+    pub(super) fn transpose<S: Simd>(
+        &self,
+        begin: usize,
+        count: usize,
+        dim: usize,
+        out: &mut [f32],
+    ) {
         if count < BLOCK {
             out.fill(0.0);
         }
+        let whole = dim / S::LANES * S::LANES;
+        for column in (0..count).step_by(S::LANES) {
+            let lanes = S::LANES.min(count - column);
+            for step in (0..whole).step_by(S::LANES) {
+                let from = &self.data[(begin + column) * self.stride + step..];
+                let to = &mut out[step * BLOCK + column..];
+                assert!(from.len() >= (lanes - 1) * self.stride + S::LANES);
+                assert!(to.len() >= (S::LANES - 1) * BLOCK + lanes);
+                // SAFETY: the rows lie inside `from` and the columns inside `to`, as asserted.
+                unsafe {
+                    let (from, to) = (from.as_ptr(), to.as_mut_ptr());
+                    S::transpose::<false>(from, self.stride, lanes, to, BLOCK);
+                }
+            }
+        }
         for column in 0..count {
             let row = self.row(begin + column, dim);
-            for (out, &x) in out.chunks_exact_mut(BLOCK).zip(row) {
-                out[column] = x;
+            for step in whole..dim {
+                out[step * BLOCK + column] = row[step];
             }
         }
     }
@@ -113,14 +135,23 @@ impl<'a> OutRows<'a> {
     }
 }
 
-/// `x = exp(scale * x - shift)` for the first `valid` elements, zero for the others.
+/// A row of a tile of scores.
+pub(super) type Scores = [f32; BLOCK];
+
+/// Row `index` of a tile, whose scores beyond the first `valid` are hidden.
 #[inline(always)]
-pub(super) fn exp_row<S: Simd>(x: &mut [f32], valid: usize, scale: f32, shift: f32) {
-    let (x, hidden) = x.split_at_mut(valid);
+pub(super) fn scores_row(tile: &mut [f32], index: usize, valid: usize) -> &mut Scores {
+    let row = tile[index * BLOCK..].first_chunk_mut::<BLOCK>().expect("a tile has whole rows");
+    row[valid..].fill(f32::NEG_INFINITY);
+    row
+}
+
+/// `x = exp(scale * x - shift)`, so zero for hidden scores.
+#[inline(always)]
+pub(super) fn exp_row<S: Simd>(x: &mut Scores, scale: f32, shift: f32) {
     for x in x {
-        *x = crate::primitive::math::exp::<S>(S::mul_add(*x, scale, -shift));
+        *x = math::exp_small::<S>(S::mul_add(*x, scale, -shift));
     }
-    hidden.fill(0.0);
 }
 
 /// How many keys of the block at `j` the query `i` sees.
