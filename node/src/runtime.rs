@@ -501,7 +501,7 @@ impl Node {
             name: self.options.name.clone(),
             devices: vec![cpu],
             links: links.collect(),
-            control_addrs: addrs.control.iter().map(SocketAddr::to_string).collect(),
+            control_addrs: addrs.control.iter().map(multiaddr).collect(),
             bulk_addrs: addrs.bulk.clone(),
             jobs: jobs.into_iter().collect(),
             agent: concat!("p2ptrain/", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -517,6 +517,11 @@ impl Node {
             Err(error) => tracing::error!("this node's advert is not plausible: {error}"),
         }
     }
+}
+
+fn multiaddr(addr: &SocketAddr) -> String {
+    let version = if addr.is_ipv4() { "ip4" } else { "ip6" };
+    format!("/{version}/{}/tcp/{}", addr.ip(), addr.port())
 }
 
 /// Milliseconds of Unix time.

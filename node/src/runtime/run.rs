@@ -75,7 +75,7 @@ impl JobRun {
         };
         let state = SharedState::new(state);
         let stop = Arc::new(AtomicBool::new(false));
-        let source = PeerChunks { net: place.net.clone(), job: id };
+        let source = PeerChunks::new(place.net.clone(), id);
         tokio::spawn(fill_all(Arc::clone(&store), source.clone(), Arc::clone(&stop)));
         let runtime = tokio::runtime::Handle::current();
         let feed = Feed::new(samples, &spec, source, runtime, Arc::clone(&stop));
