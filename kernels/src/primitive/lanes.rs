@@ -3,8 +3,8 @@
 //! Element `i` belongs to lane `i % 16`; lanes are combined by halving. The order does not depend
 //! on the processor, so a sum differs between processors only where products are fused.
 
-pub(crate) use super::simd::halve;
 use super::simd::Simd;
+pub(crate) use super::simd::halve;
 
 /// Lanes of a reduction.
 pub(crate) const LANES: usize = 16;

@@ -3,6 +3,7 @@
 
 mod attention;
 mod matmul;
+mod pytorch;
 
 use p2ptrain_kernels::primitive::philox::philox;
 use p2ptrain_kernels::primitive::pool::Pool;
