@@ -292,6 +292,7 @@ pub(crate) fn code_of(op: &Op) -> Option<Vec<Instr>> {
         Op::Unary(kind) => Some(vec![Instr::Input(0), Instr::Unary(*kind)]),
         Op::Binary(kind) => Some(vec![Instr::Input(0), Instr::Input(1), Instr::Binary(*kind)]),
         Op::Fused(code) => Some(code.clone()),
+        Op::Broadcast { .. } => Some(vec![Instr::Input(0)]),
         _ => None,
     }
 }
@@ -317,6 +318,10 @@ impl Uses {
             *counts.entry(value).or_insert(0) += 1;
         }
         Self(counts)
+    }
+
+    pub(crate) fn any(&self, value: Value) -> bool {
+        self.0.contains_key(&value)
     }
 
     pub(crate) fn once(&self, value: Value) -> bool {

@@ -45,6 +45,7 @@ struct Step {
     /// Part that it may use while it runs.
     scratch: Option<usize>,
     in_place: Option<usize>,
+    first_read: bool,
     /// Block of the gradients that it adds to, and their elements.
     grad_block: usize,
     grad_ranges: [Range<usize>; NODE_OUTPUTS_MAX],
@@ -297,6 +298,7 @@ impl Step {
             outputs: Vec::new(),
             scratch: None,
             in_place: plan.in_place[index],
+            first_read: plan.first_read[index],
             grad_block: 0,
             grad_ranges: Default::default(),
             chain: None,
@@ -438,6 +440,7 @@ impl Step {
             node,
             inputs: &operands[..self.inputs.len()],
             in_place: self.in_place,
+            first_read: self.first_read,
             chain: self.chain.as_ref(),
             scratch,
             outputs: &mut outs[..self.outputs.len()],

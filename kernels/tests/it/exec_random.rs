@@ -71,7 +71,7 @@ impl Author {
             }
             5 | 6 => {
                 let w = self.param(&[4, last]);
-                let bias = (b % 2 == 0).then(|| self.param(&[4]));
+                let bias = b.is_multiple_of(2).then(|| self.param(&[4]));
                 self.build.linear(x, w, bias)
             }
             7 => {
@@ -91,7 +91,7 @@ impl Author {
             11 => self.build.slice(x, axis, 0, shape[axis].div_ceil(2)),
             12 => self.build.add(Op::Concat { axis }, &[x, x]),
             13 => {
-                let kind = if a % 2 == 0 { ReduceKind::Mean } else { ReduceKind::Sum };
+                let kind = if a.is_multiple_of(2) { ReduceKind::Mean } else { ReduceKind::Sum };
                 self.build.reduce(kind, x, &[axis], true)
             }
             14 => {
