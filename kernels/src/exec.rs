@@ -274,11 +274,15 @@ impl Machine {
     }
 }
 
-/// Forward and backward of the output `loss`, after all passes.
+/// Forward and backward of the output `loss`, after all passes. A program that has its backward
+/// already keeps it.
 pub fn training_program(program: &Program) -> Result<Program, ExecError> {
     let forward = passes::keep_outputs(program, &[LOSS])?;
-    let forward = fuse_forward(&forward)?;
-    let both = passes::remove_dead(&grad::differentiate(&forward)?)?;
+    let both = if program.grads.is_empty() {
+        passes::remove_dead(&grad::differentiate(&fuse_forward(&forward)?)?)?
+    } else {
+        forward
+    };
     let both = passes::share_common(&passes::share_head_loss(&both)?)?;
     let both = passes::fuse_norm_sum(&passes::fuse_gelu_grad(&both)?)?;
     Ok(passes::fuse_elementwise(&both)?)
