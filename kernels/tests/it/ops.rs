@@ -2,6 +2,9 @@
 //! zero, one, odd and more than a vector, on one, two and three threads.
 
 mod attention;
+mod differences;
+mod edges;
+mod levels;
 mod matmul;
 mod pytorch;
 
