@@ -186,6 +186,29 @@ impl Scenario {
         self
     }
 
+    /// Links are cut and heal, `times` times at random moments of `within_us`.
+    pub fn random_cuts(mut self, times: u64, within_us: u64) -> Self {
+        let mut random = Random::new(self.seed ^ 0x6375_7473);
+        for _ in 0..times {
+            let a = random.below(self.nodes.len() as u64) as usize;
+            let b = (a + 1 + random.below(self.nodes.len() as u64 - 1) as usize) % self.nodes.len();
+            let at_us = random.below(within_us);
+            let pause_us = random.within(100_000..=4_000_000);
+            self.faults.push((at_us, Fault::Cut { a, b }));
+            self.faults.push((at_us + pause_us, Fault::Heal { a, b }));
+        }
+        self
+    }
+
+    /// One node is cut off from all others for a while.
+    pub fn isolate(mut self, node: usize, span_us: std::ops::Range<u64>) -> Self {
+        for other in (0..self.nodes.len()).filter(|other| *other != node) {
+            self.faults.push((span_us.start, Fault::Cut { a: node, b: other }));
+            self.faults.push((span_us.end, Fault::Heal { a: node, b: other }));
+        }
+        self
+    }
+
     /// Runs it.
     ///
     /// # Errors

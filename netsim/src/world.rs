@@ -7,7 +7,7 @@ use bytes::Bytes;
 use p2ptrain_node::driver::{Driver, Event};
 use p2ptrain_node::effect::End;
 use p2ptrain_protocol::id::{Incarnation, PeerId, Step};
-use p2ptrain_protocol::peer::{Message, Notice, OrderReport, Peer, PieceHeader};
+use p2ptrain_protocol::peer::{Message, Notice, OrderReport, Peer, PieceHeader, Role};
 use p2ptrain_protocol::wire::{self, Kind};
 
 use crate::clock::Clock;
@@ -152,7 +152,10 @@ impl World {
                 return Err(self.stuck());
             }
         }
-        let all_ended = self.nodes.iter().all(|node| !node.alive);
+        // Who starts after the end finds nobody to join.
+        let finished = self.nodes.iter().any(|node| node.end == Some(End::Finished));
+        let waits = |node: &Node| finished && node.driver.peer().hello().role == Role::Joining;
+        let all_ended = self.nodes.iter().all(|node| !node.alive || waits(node));
         if all_ended { Ok(()) } else { Err(self.stuck()) }
     }
 
