@@ -47,6 +47,7 @@ pub struct Scenario {
     pub(crate) apply_us: u64,
     pub(crate) state_bytes: u64,
     pub(crate) limit_us: u64,
+    pub(crate) may_stall: bool,
 }
 
 /// What came of a run in which everything was true that must be.
@@ -121,6 +122,7 @@ impl Scenario {
             apply_us: 3_000,
             state_bytes: 1 << 20,
             limit_us: 600_000_000,
+            may_stall: false,
         }
     }
 
@@ -206,6 +208,13 @@ impl Scenario {
             self.faults.push((span_us.start, Fault::Cut { a: node, b: other }));
             self.faults.push((span_us.end, Fault::Heal { a: node, b: other }));
         }
+        self
+    }
+
+    /// A group that may not go on, for want of a quorum, is an outcome and no failure. The run also ends, without
+    /// failure, where such a group goes on after all who went on without it are gone.
+    pub fn may_stall(mut self) -> Self {
+        self.may_stall = true;
         self
     }
 
