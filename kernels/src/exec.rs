@@ -164,6 +164,16 @@ impl Executor {
         Ok(executor)
     }
 
+    /// Bytes that [`Executor::new`] would allocate for a program's values, without allocating
+    /// them: what to check before a program from elsewhere is run.
+    pub fn bytes_needed(program: &Program) -> Result<usize, ExecError> {
+        program.verify()?;
+        let train = Compiled::new(training_program(program)?, LOSS)?;
+        let evaluation = Compiled::new(forward_program(program, LOSS)?, LOSS)?;
+        let len = train.arena_len().max(evaluation.arena_len());
+        Ok(len.saturating_mul(size_of::<f32>()))
+    }
+
     /// For evaluation and logits only, in much less memory.
     pub fn inference(
         program: &Program,

@@ -314,8 +314,8 @@ fn overwritable(op: &Op) -> &'static [usize] {
 }
 
 /// Contributions that the operator adds to the caller's buffer itself: those that nothing else
-/// reads, of operators whose kernels add. All of a node's must belong to one block, so that one
-/// borrow serves.
+/// reads, of operators whose kernels add. All of a node's must belong to one block and to
+/// different parameters, so that one borrow serves.
 fn direct_grads(program: &Program, uses: &Uses) -> BTreeMap<Value, u32> {
     let mut direct: BTreeMap<Value, u32> = BTreeMap::new();
     let mut refused = BTreeSet::new();
@@ -326,9 +326,10 @@ fn direct_grads(program: &Program, uses: &Uses) -> BTreeMap<Value, u32> {
             continue;
         }
         let block = program.params[grad.param as usize].block;
+        // A parameter that is both scale and shift of a norm would be borrowed twice.
         let other = (0..node.outputs.len() as u8)
             .filter_map(|slot| direct.get(&Value::Node(index, slot)))
-            .any(|&param| program.params[param as usize].block != block);
+            .any(|&other| other == grad.param || program.params[other as usize].block != block);
         if other || refused.contains(&index) {
             refused.insert(index);
             continue;
@@ -363,4 +364,116 @@ pub fn unplanned_bytes(program: &Program) -> usize {
         .filter(|ty| ty.dtype == DType::F32)
         .map(|ty| ty.shape.elements() * ty.dtype.bytes())
         .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grad::differentiate;
+    use crate::program::{Builder, Epilogue, Init, LOSS, UnaryKind};
+
+    fn plan(program: &Program) -> Plan {
+        Plan::new(program, |_| 0)
+    }
+
+    /// `x -> tanh -> tanh -> ...`, summed.
+    fn tower(depth: usize) -> Program {
+        let mut build = Builder::new("tower");
+        build.begin_block("all");
+        let mut x = build.param("x", [64], Init::Zeros, false).unwrap();
+        for _ in 0..depth {
+            x = build.unary(UnaryKind::Tanh, x).unwrap();
+        }
+        let loss = build.reduce(ReduceKind::Sum, x, &[0], false).unwrap();
+        build.output(LOSS, loss);
+        build.finish().unwrap()
+    }
+
+    #[test]
+    fn values_that_nobody_reads_any_more_make_room() {
+        // Two at a time and the result, however high the tower is.
+        assert_eq!(plan(&tower(3)).arena_len, plan(&tower(30)).arena_len);
+        assert!(plan(&tower(30)).arena_len <= 2 * 64 + ALIGN);
+    }
+
+    #[test]
+    fn the_backward_keeps_what_it_reads() {
+        let backward = differentiate(&tower(30)).unwrap();
+        assert!(plan(&backward).arena_len >= 30 * 64);
+    }
+
+    #[test]
+    fn views_share_storage_and_keep_it_alive() {
+        let mut build = Builder::new("views");
+        build.begin_block("all");
+        let x = build.param("x", [4, 16], Init::Zeros, false).unwrap();
+        let y = build.unary(UnaryKind::Exp, x).unwrap();
+        let part = build.slice(y, 0, 1, 3).unwrap();
+        let flat = build.reshape(part, [32]).unwrap();
+        let z = build.unary(UnaryKind::Exp, x).unwrap();
+        let sum = build.reduce(ReduceKind::Sum, z, &[0, 1], false).unwrap();
+        let end = build.binary(BinaryKind::Mul, flat, sum).unwrap();
+        build.output("end", end);
+        let program = build.finish().unwrap();
+        let plan = plan(&program);
+        let (Place::Arena { storage: a, range }, Place::Arena { storage: b, .. }) =
+            (plan.place(&program, flat), plan.place(&program, y))
+        else {
+            panic!("both are computed");
+        };
+        assert_eq!((a, range), (b, 16..48));
+        assert!(plan.view[1] && plan.view[2] && !plan.view[0]);
+        assert_eq!(plan.storages[b].last, 5);
+    }
+
+    #[test]
+    fn sums_take_over_an_input_that_ends_with_them() {
+        let mut build = Builder::new("sums");
+        build.begin_block("all");
+        let x = build.param("x", [64], Init::Zeros, false).unwrap();
+        let y = build.unary(UnaryKind::Exp, x).unwrap();
+        let once = build.binary(BinaryKind::Add, x, y).unwrap();
+        let doubled = build.binary(BinaryKind::Add, once, once).unwrap();
+        build.output("end", doubled);
+        let plan = plan(&build.finish().unwrap());
+        // The parameter is not overwritten, and nothing is added to itself in place.
+        assert_eq!(plan.in_place, [None, Some(1), None]);
+    }
+
+    #[test]
+    fn gradients_of_weights_go_straight_to_the_caller() {
+        let mut build = Builder::new("layer");
+        build.begin_block("all");
+        let x = build.param("x", [3, 4], Init::Zeros, false).unwrap();
+        let w = build.param("w", [5, 4], Init::Zeros, true).unwrap();
+        let b = build.param("b", [5], Init::Zeros, false).unwrap();
+        let y = build.add(Op::Linear { epilogue: Epilogue::None }, &[x, w, b]).unwrap();
+        let loss = build.reduce(ReduceKind::Sum, y, &[0, 1], false).unwrap();
+        build.output(LOSS, loss);
+        let program = differentiate(&build.finish().unwrap()).unwrap();
+        let plan = plan(&program);
+        for grad in program.grads() {
+            let place = plan.place(&program, grad.value);
+            assert!(matches!(place, Place::Grad { .. }), "{grad:?}: {place:?}");
+        }
+        assert!(plan.additions.iter().all(Vec::is_empty));
+    }
+
+    #[test]
+    fn one_parameter_in_two_roles_is_added_up_apart() {
+        let mut build = Builder::new("norm");
+        build.begin_block("all");
+        let x = build.param("x", [3, 4], Init::Zeros, false).unwrap();
+        let g = build.param("g", [4], Init::Ones, false).unwrap();
+        let y = build.layer_norm(x, g, Some(g), 1e-5).unwrap();
+        let loss = build.reduce(ReduceKind::Sum, y, &[0, 1], false).unwrap();
+        build.output(LOSS, loss);
+        let program = differentiate(&build.finish().unwrap()).unwrap();
+        let direct = direct_grads(&program, &Uses::of(&program));
+        assert!(direct.values().filter(|&&param| param == 1).count() <= 1);
+        assert_eq!(
+            plan(&program).additions.iter().flatten().count(),
+            program.grads().len() - direct.len()
+        );
+    }
 }

@@ -7,14 +7,19 @@
 //! refused with [`IndexError`].
 
 pub mod attention;
+pub mod conv2d;
+pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
 pub mod gelu;
 pub mod layer_norm;
 pub mod matmul;
+pub mod pool2d;
 pub mod reduce;
 pub mod rms_norm;
+pub mod softmax;
 pub mod softmax_xent;
+pub mod transpose;
 
 /// An index in the data that no row or class answers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

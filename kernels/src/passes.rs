@@ -323,3 +323,84 @@ impl Uses {
         self.0.get(&value) == Some(&1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::training_program;
+    use crate::grad::differentiate;
+    use crate::model::{GptConfig, gpt};
+    use crate::program::{Builder, Init, LOSS, ReduceKind};
+
+    fn count(program: &Program, matches: impl Fn(&Op) -> bool) -> usize {
+        program.nodes().iter().filter(|node| matches(&node.op)).count()
+    }
+
+    fn small_gpt() -> Program {
+        let config = GptConfig {
+            vocab: 11,
+            block_size: 4,
+            layers: 3,
+            heads: 2,
+            width: 8,
+            bias: true,
+            tied: true,
+        };
+        gpt(&config, 2).unwrap()
+    }
+
+    #[test]
+    fn a_gpt_is_fused_throughout() {
+        let program = training_program(&small_gpt()).unwrap();
+        // What remains elementwise is the sum of token and position embeddings.
+        assert_eq!(count(&program, |op| matches!(op, Op::Binary(_))), 1);
+        assert_eq!(count(&program, |op| matches!(op, Op::Unary(_) | Op::Fused(_))), 0);
+        assert_eq!(count(&program, |op| matches!(op, Op::MatMulGeluGrad { .. })), 3);
+        let residual = Op::Linear { epilogue: Epilogue::Residual };
+        assert_eq!(count(&program, |op| *op == residual), 6);
+        let gelu = Op::Linear { epilogue: Epilogue::GeluErf };
+        assert_eq!(count(&program, |op| *op == gelu), 3);
+        assert_eq!(count(&program, |op| *op == Op::LinearCrossEntropy), 0);
+        assert_eq!(count(&program, |op| *op == Op::LinearCrossEntropyGrad), 1);
+    }
+
+    #[test]
+    fn who_asks_for_logits_gets_them() {
+        let forward = keep_outputs(&small_gpt(), &["logits", "loss"]).unwrap();
+        let forward = fuse_head(&forward).unwrap();
+        assert_eq!(count(&forward, |op| *op == Op::LinearCrossEntropy), 0);
+        assert_eq!(count(&forward, |op| *op == Op::CrossEntropy), 1);
+    }
+
+    #[test]
+    fn dead_nodes_go_and_equal_nodes_are_shared() {
+        let mut build = Builder::new("twins");
+        build.begin_block("all");
+        let x = build.param("x", [4], Init::Zeros, false).unwrap();
+        build.unary(UnaryKind::Log, x).unwrap();
+        let a = build.unary(UnaryKind::Exp, x).unwrap();
+        let b = build.unary(UnaryKind::Exp, x).unwrap();
+        let product = build.binary(BinaryKind::Mul, a, b).unwrap();
+        let loss = build.reduce(ReduceKind::Sum, product, &[0], false).unwrap();
+        build.output(LOSS, loss);
+        let shared = share_common(&build.finish().unwrap()).unwrap();
+        assert_eq!(shared.nodes().len(), 3);
+        assert_eq!(shared.nodes()[1].inputs, [Value::Node(0, 0), Value::Node(0, 0)]);
+    }
+
+    #[test]
+    fn chains_become_one_node_up_to_their_bounds() {
+        let mut build = Builder::new("chain");
+        build.begin_block("all");
+        let mut x = build.param("x", [4], Init::Zeros, false).unwrap();
+        for _ in 0..40 {
+            x = build.unary(UnaryKind::Tanh, x).unwrap();
+        }
+        let loss = build.reduce(ReduceKind::Sum, x, &[0], false).unwrap();
+        build.output(LOSS, loss);
+        let program = build.finish().unwrap();
+        let fused = fuse_elementwise(&program).unwrap();
+        assert_eq!(fused.nodes().len(), 3, "{}", fused.to_text());
+        fuse_elementwise(&differentiate(&program).unwrap()).unwrap();
+    }
+}

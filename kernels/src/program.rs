@@ -239,36 +239,37 @@ impl Program {
 
     /// Floating-point operations of one run, products only: what throughput is measured in.
     pub fn flops(&self) -> u64 {
-        self.nodes.iter().map(|node| self.node_flops(node)).sum()
+        self.nodes.iter().fold(0, |sum, node| sum.saturating_add(self.node_flops(node)))
     }
 
     /// Floating-point operations of one node's products.
     pub fn node_flops(&self, node: &Node) -> u64 {
         let shape = |place: usize| self.type_of(node.inputs[place]).shape;
-        let elements = |shape: &Shape| shape.elements() as u64;
+        // Products of bounded shapes may exceed 64 bits.
+        let product =
+            |factors: &[usize]| factors.iter().fold(1u64, |n, &m| n.saturating_mul(m as u64));
+        let result = node.outputs.first().map_or(0, |ty| ty.shape.elements());
         match &node.op {
-            Op::Linear { .. } | Op::MatMulGeluGrad { .. } => {
-                2 * elements(&node.outputs[0].shape) * shape(0).last() as u64
-            }
+            Op::Linear { .. } | Op::MatMulGeluGrad { .. } => product(&[2, result, shape(0).last()]),
             Op::MatMul { ta, .. } => {
                 let a = shape(0);
-                let inner = if *ta { a[a.rank() - 2] } else { a.last() };
-                2 * elements(&node.outputs[0].shape) * inner as u64
+                product(&[2, result, if *ta { a[a.rank() - 2] } else { a.last() }])
             }
             Op::Attention { causal, .. } | Op::AttentionGrad { causal, .. } => {
                 let qkv = shape(0);
-                let forward = 4 * qkv[0] as u64 * (qkv[1] * qkv[1]) as u64 * (qkv[2] / 3) as u64;
-                let full = match node.op {
-                    Op::Attention { .. } => forward,
-                    _ => forward * 5 / 2,
-                };
+                // Two products forward, five backward; causality hides half of each.
+                let products = if matches!(node.op, Op::Attention { .. }) { 2 } else { 5 };
+                let full = product(&[2, products, qkv[0], qkv[1], qkv[1], qkv[2] / 3]);
                 if *causal { full / 2 } else { full }
             }
-            Op::LinearCrossEntropy => 2 * elements(&shape(0)) * shape(1)[0] as u64,
-            Op::LinearCrossEntropyGrad => 6 * elements(&shape(0)) * shape(1)[0] as u64,
-            Op::Conv2d(_) => {
-                let w = shape(1);
-                2 * elements(&node.outputs[0].shape) * (w[1] * w[2] * w[3]) as u64
+            Op::LinearCrossEntropy => product(&[2, shape(0).elements(), shape(1)[0]]),
+            Op::LinearCrossEntropyGrad => product(&[6, shape(0).elements(), shape(1)[0]]),
+            Op::Conv2d(_) => product(&[2, result, shape(1)[1..].iter().product()]),
+            Op::Conv2dGradInput { .. } => {
+                product(&[2, shape(1).elements(), shape(0)[1..].iter().product()])
+            }
+            Op::Conv2dGradWeight { .. } => {
+                product(&[2, shape(1).elements(), node.outputs[0].shape[1..].iter().product()])
             }
             _ => 0,
         }

@@ -1,6 +1,10 @@
 //! Throughput of the bulk plane between two nodes on the loopback device, and what it costs.
 //!
-//! `cargo bench -p p2ptrain-node --bench net_throughput -- [MEBIBYTES] [THREADS] [MTU] [KIB A CHUNK]`
+//! ```text
+//! cargo bench -p p2ptrain-node --bench net_throughput -- [MEBIBYTES] [THREADS] [KIB A CHUNK] [CASES]
+//! ```
+//!
+//! CASES is a part of the names of those to run.
 //!
 //! Both nodes run in this process, so the CPU seconds are those of sender and receiver together.
 
@@ -24,10 +28,16 @@ struct Case {
 }
 
 fn main() {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .init();
     let args: Vec<usize> = std::env::args().filter_map(|arg| arg.parse().ok()).collect();
     let argument = |at: usize, default| args.get(at).copied().unwrap_or(default);
     let (mebibytes, threads) = (argument(0, 1024), argument(1, 2));
-    let chunk_kib = argument(3, 256);
+    let chunk_kib = argument(2, 256);
+    let wanted = std::env::args()
+        .skip(1)
+        .find(|arg| !arg.starts_with("--") && arg.parse::<usize>().is_err());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .enable_all()
@@ -38,7 +48,10 @@ fn main() {
         "{:28} {:>10} {:>10} {:>10} {:>8} {:>7}",
         "", "one way", "both ways", "CPU s/GB", "lost", "MTU"
     );
-    for case in cases(argument(2, 0)) {
+    for case in cases() {
+        if wanted.as_ref().is_some_and(|part| !case.name.contains(part.as_str())) {
+            continue;
+        }
         let row = runtime.block_on(run(&case.tuning, mebibytes, chunk_kib << 10));
         println!(
             "{:28} {:>6.0} MiB/s {:>4.0} MiB/s {:>8.2} {:>8} {:>7}",
@@ -57,33 +70,35 @@ struct Row {
     mtu: u16,
 }
 
-fn cases(mtu: usize) -> Vec<Case> {
+fn cases() -> Vec<Case> {
     let default = Tuning::default();
     let case = |name: &str, tuning| Case { name: name.to_owned(), tuning };
-    if mtu > 0 {
-        let loopback_mtu = u16::try_from(mtu).expect("an MTU");
-        return vec![case("given MTU", Tuning { loopback_mtu, ..default })];
-    }
+    let window = |bytes| Tuning { loopback_window_bytes: bytes, ..default.clone() };
+    let ethernet = |change: fn(&mut Tuning)| {
+        let mut tuning = Tuning { loopback_mtu: 1_472, ..default.clone() };
+        change(&mut tuning);
+        tuning
+    };
     vec![
         case("default", default.clone()),
+        case("window 512 KiB", window(512 << 10)),
+        case("window 1 MiB", window(1 << 20)),
+        case("window 4 MiB", window(4 << 20)),
+        case("window 64 MiB", window(64 << 20)),
         case("MTU 32000", Tuning { loopback_mtu: 32_000, ..default.clone() }),
         case("MTU 16000", Tuning { loopback_mtu: 16_000, ..default.clone() }),
-        case("MTU 8952 (jumbo frames)", Tuning { loopback_mtu: 8_952, ..default.clone() }),
+        case("MTU 6550 (jumbo frames)", Tuning { loopback_mtu: 6_550, ..default.clone() }),
         case("MTU 1472 (Ethernet)", Tuning { loopback_mtu: 1_472, ..default.clone() }),
-        case(
-            "MTU 1472, no GSO",
-            Tuning { loopback_mtu: 1_472, segmentation_offload: false, ..default.clone() },
-        ),
-        case(
-            "MTU 1472, ack every 10",
-            Tuning { loopback_mtu: 1_472, ack_every_packets: Some(10), ..default.clone() },
-        ),
+        case("MTU 1472, no GSO", ethernet(|t| t.segmentation_offload = false)),
+        case("MTU 1472, ack every 2", ethernet(|t| t.ack_every_packets = None)),
+        case("MTU 1472, ack every 10", ethernet(|t| t.ack_every_packets = Some(10))),
+        case("MTU 1472, ack every 30", ethernet(|t| t.ack_every_packets = Some(30))),
+        case("MTU 1472, window 8 MiB", ethernet(|t| t.loopback_window_bytes = 8 << 20)),
+        case("MTU 1472, one stream", ethernet(|t| t.chunk_streams = 1)),
         case("BBR", Tuning { congestion: Congestion::Bbr, ..default.clone() }),
         case("New Reno", Tuning { congestion: Congestion::NewReno, ..default.clone() }),
         case("one stream", Tuning { chunk_streams: 1, ..default.clone() }),
         case("ack every 10", Tuning { ack_every_packets: Some(10), ..default.clone() }),
-        case("send window 8 MiB", Tuning { send_window_bytes: 8 << 20, ..default.clone() }),
-        case("send window 2 MiB", Tuning { send_window_bytes: 2 << 20, ..default.clone() }),
         case("socket buffers 1 MiB", Tuning { socket_buffer_bytes: 1 << 20, ..default }),
     ]
 }

@@ -15,9 +15,6 @@ use p2ptrain_protocol::peer::{
 
 use crate::effect::{ApplyOrder, ComputeOrder, Effects, End};
 
-#[cfg(test)]
-mod tests;
-
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
@@ -226,8 +223,7 @@ impl Driver {
                 Output::Commit(commit) => {
                     effects.committed(&commit);
                     if commit.apply {
-                        let source =
-                            if commit.alone { &mut self.local } else { &mut self.reduced };
+                        let source = if commit.alone { &mut self.local } else { &mut self.reduced };
                         let gradients = source.iter_mut().map(std::mem::take).collect();
                         effects.apply(ApplyOrder { step: commit.step, gradients });
                     }

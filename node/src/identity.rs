@@ -64,10 +64,12 @@ impl Identity {
         Self { keypair: secret.into() }
     }
 
-    /// Loads the key in `folder`, or creates it there (mode 0600, complete or not at all) if there is none.
+    /// Loads the key in `folder`, or creates it there (mode 0600, complete or not at all) if there
+    /// is none.
     ///
     /// # Errors
-    /// A file that is there but can't be read as a key is never replaced: the node would become another peer.
+    /// A file that is there but can't be read as a key is never replaced: the node would become
+    /// another peer.
     pub fn load_or_create(folder: &Path) -> Result<Self, IdentityError> {
         let path = folder.join(FILE_NAME);
         match Self::load(&path) {
@@ -147,7 +149,8 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-/// libp2p's name of a peer; `None` if the id isn't a point on the curve, so that no key pair can belong to it.
+/// libp2p's name of a peer; `None` if the id isn't a point on the curve, so that no key pair can
+/// belong to it.
 pub(crate) fn to_libp2p(peer: PeerId) -> Option<libp2p::PeerId> {
     let key = ed25519::PublicKey::try_from_bytes(peer.as_bytes()).ok()?;
     Some(PublicKey::from(key).to_peer_id())

@@ -14,10 +14,11 @@
 //! | [`checkpoint`] | state on disk |
 //! | [`status`], [`ipc`], [`dashboard`], [`trace`] | what a node tells about itself, to whom and how |
 //! | [`runtime`] | all of the above as a running node |
-//! | [`demo`] | several nodes on one machine, one of which is killed |
+//! | [`commands`] | the commands that run a node or work on its files |
 
 pub mod checkpoint;
 pub mod cli;
+pub mod commands;
 pub mod dashboard;
 pub mod data;
 pub mod doctor;

@@ -1,22 +1,24 @@
 //! The network: who is there, and how bytes get to them.
 //!
-//! Two planes with one identity. The *control* plane ([`control`]) is a libp2p swarm: discovery, gossip, and one TCP
-//! connection with each member whose end tells at once that a process died. The *bulk* plane ([`bulk`]) is one quinn
-//! connection with each member, for gradients, ordered messages and requests. The hub ([`hub`]) is the one task that
-//! knows all peers and decides: whom to dial, which connection a pair uses, and when a peer is lost.
+//! Two planes with one identity. The *control* plane (`control`) is a libp2p swarm: discovery,
+//! gossip, and one TCP connection with each member whose end tells at once that a process died. The
+//! *bulk* plane (`bulk`) is one quinn connection with each member, for gradients, ordered messages
+//! and requests. The hub (`hub`) is the one task that knows all peers and decides: whom to dial,
+//! which connection a pair uses, and when a peer is lost.
 //!
 //! | Module | What |
 //! |---|---|
-//! | [`limits`] | every bound of both planes |
-//! | [`address`] | addresses as users write them, as nodes advertise and dial them |
-//! | [`presence`] | what members tell each other about where members are |
-//! | [`seal`] | sealing of gossip, replays |
-//! | [`control`] | the libp2p swarm |
-//! | [`bulk`] | TLS, membership proof, frames, links |
-//! | [`hub`] | the state of all peers |
+//! | `limits` | every bound of both planes |
+//! | `address` | addresses as users write them, as nodes advertise and dial them |
+//! | `presence` | what members tell each other about where members are |
+//! | `seal` | sealing of gossip, replays |
+//! | `control` | the libp2p swarm |
+//! | `bulk` | TLS, membership proof, frames, links |
+//! | `hub` | the state of all peers |
 //!
-//! A [`NetEvent::Connected`] comes before everything else of a link and a [`NetEvent::Lost`] after. The driver must keep
-//! taking events: an untaken event holds back the links' readers and, through flow control, the senders.
+//! A [`NetEvent::Connected`] comes before everything else of a link and a [`NetEvent::Lost`] after.
+//! The driver must keep taking events: an untaken event holds back the links' readers and, through
+//! flow control, the senders.
 
 mod address;
 mod bulk;
@@ -79,9 +81,11 @@ pub struct NetConfig {
     pub control_port: Port,
     /// UDP port of the bulk plane.
     pub bulk_port: Port,
-    /// Whether to find and be found by peers on the local network. Without effect when listening on loopback.
+    /// Whether to find and be found by peers on the local network. Without effect when listening on
+    /// loopback.
     pub mdns: bool,
-    /// Where to look for members; each address is tried again for as long as nobody is connected there.
+    /// Where to look for members; each address is tried again for as long as nobody is connected
+    /// there.
     pub bootstrap: Vec<PeerAddr>,
     /// Parameters of the bulk transport.
     pub tuning: Tuning,
@@ -197,7 +201,8 @@ pub enum NetEvent {
 /// How sure it is that a lost peer's process is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LossCause {
-    /// Certain: its port refuses connections, its system reset one, or a later incarnation has come.
+    /// Certain: its port refuses connections, its system reset one, or a later incarnation has
+    /// come.
     Dead,
     /// Certain: it said goodbye.
     Closed,
@@ -238,14 +243,16 @@ pub struct LinkStats {
     pub congestion_window_bytes: u64,
     /// Bytes that wait to be handed to the transport.
     pub queued_bytes: usize,
-    /// Whether the system splits large sends into datagrams; without it sending costs several times the time.
+    /// Whether the system splits large sends into datagrams; without it sending costs several times
+    /// the time.
     pub segmentation_offload: bool,
 }
 
 /// Where a node can be reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalAddrs {
-    /// Addresses of the control plane: what others pass as bootstrap. Loopback only if there is nothing else.
+    /// Addresses of the control plane: what others pass as bootstrap. Loopback only if there is
+    /// nothing else.
     pub control: Vec<SocketAddr>,
     /// Addresses of the bulk plane.
     pub bulk: Vec<SocketAddr>,
@@ -371,8 +378,8 @@ struct Guard {
 /// Starts both planes on the current tokio runtime.
 ///
 /// # Errors
-/// A required port that is taken, or an address that this machine doesn't have. That no peer can be reached is no error:
-/// they may come later.
+/// A required port that is taken, or an address that this machine doesn't have. That no peer can be
+/// reached is no error: they may come later.
 pub async fn start(config: NetConfig) -> Result<(NetHandle, mpsc::Receiver<NetEvent>), NetError> {
     let own = config.identity.peer_id();
     let socket = bind_bulk(&config)?;
@@ -435,7 +442,8 @@ impl NetHandle {
         links.values().map(|link| LinkStats::of(link, offload)).collect()
     }
 
-    /// Queues a message for a connected peer. Messages arrive in order, or the peer is reported lost.
+    /// Queues a message for a connected peer. Messages arrive in order, or the peer is reported
+    /// lost.
     ///
     /// # Errors
     /// See [`SendError`]; nothing is queued then.
@@ -451,8 +459,8 @@ impl NetHandle {
         self.link(to).ok_or(SendError::NotConnected)?.send_chunk(header, payload)
     }
 
-    /// Asks a connected peer; the answer may have up to `limit` bytes. There is no time limit: a lost peer ends it, and
-    /// so does dropping the future.
+    /// Asks a connected peer; the answer may have up to `limit` bytes. There is no time limit: a
+    /// lost peer ends it, and so does dropping the future.
     ///
     /// # Errors
     /// See [`RequestError`].
@@ -465,7 +473,8 @@ impl NetHandle {
         self.link(to).ok_or(RequestError::NotConnected)?.request(bytes, limit).await
     }
 
-    /// Publishes to all members that the control plane reaches now. Delivery is likely, not certain; publish state again.
+    /// Publishes to all members that the control plane reaches now. Delivery is likely, not
+    /// certain; publish state again.
     ///
     /// # Errors
     /// See [`PublishError`].
@@ -477,7 +486,8 @@ impl NetHandle {
         self.shared.control.try_send(command).map_err(|_| PublishError::Busy)
     }
 
-    /// Adds bulk addresses of a peer, as from its advert, and keeps trying to connect. Members find each other without it.
+    /// Adds bulk addresses of a peer, as from its advert, and keeps trying to connect. Members find
+    /// each other without it.
     pub fn connect(&self, peer: PeerId, bulk_addrs: Vec<SocketAddr>) {
         // A busy hub has enough to connect to; the next advert says it again.
         let _ = self.shared.reports.try_send(Report::Connect { peer, bulk_addrs });
@@ -518,7 +528,8 @@ impl Drop for Guard {
 }
 
 impl Default for NetConfig {
-    /// A new identity in a new swarm, reachable on all interfaces; what a real node replaces part by part.
+    /// A new identity in a new swarm, reachable on all interfaces; what a real node replaces part
+    /// by part.
     fn default() -> Self {
         Self {
             identity: Identity::generate(),

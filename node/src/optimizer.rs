@@ -106,7 +106,9 @@ impl Optimizer {
                 };
                 let v = &mut state.v[block][range];
                 let step = state.step.0 + 1;
-                optim::adamw(&self.pool, params, gradient, m, v, grad_scale, lr, decays, step, &adam);
+                optim::adamw(
+                    &self.pool, params, gradient, m, v, grad_scale, lr, decays, step, &adam,
+                );
             }
             OptimizerKind::Sgd { momentum, nesterov } => optim::sgd_momentum(
                 &self.pool,

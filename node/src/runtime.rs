@@ -146,11 +146,7 @@ pub(crate) enum Internal {
 ///
 /// # Errors
 /// The node can't start, or its job can't go on here; why, and what to do.
-pub async fn run(
-    options: NodeOptions,
-    start: Start,
-    hub: StatusHub,
-) -> anyhow::Result<Outcome> {
+pub async fn run(options: NodeOptions, start: Start, hub: StatusHub) -> anyhow::Result<Outcome> {
     std::fs::create_dir_all(&options.dir)
         .with_context(|| format!("cannot create the node's folder {}", options.dir.display()))?;
     let (_ipc, commands) = ipc::serve(&options.dir, hub.clone())?;
@@ -340,7 +336,10 @@ impl Node {
         match &mut self.job {
             Some(job) if self.interrupts == 1 => {
                 self.hub.update(|status| status.phase = Phase::Leaving);
-                self.hub.event(EventLevel::Info, "leaving at the end of this step; Ctrl-C again ends at once");
+                self.hub.event(
+                    EventLevel::Info,
+                    "leaving at the end of this step; Ctrl-C again ends at once",
+                );
                 job.handle(Event::Leave);
             }
             _ => self.outcome = Some(Outcome::Interrupted),
@@ -502,7 +501,7 @@ impl Node {
             name: self.options.name.clone(),
             devices: vec![cpu],
             links: links.collect(),
-            control_addrs: addrs.control.iter().map(SocketAddr::to_string).collect(),
+            control_addrs: addrs.control.iter().map(multiaddr).collect(),
             bulk_addrs: addrs.bulk.clone(),
             jobs: jobs.into_iter().collect(),
             agent: concat!("p2ptrain/", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -518,6 +517,11 @@ impl Node {
             Err(error) => tracing::error!("this node's advert is not plausible: {error}"),
         }
     }
+}
+
+fn multiaddr(addr: &SocketAddr) -> String {
+    let version = if addr.is_ipv4() { "ip4" } else { "ip6" };
+    format!("/{version}/{}/tcp/{}", addr.ip(), addr.port())
 }
 
 /// Milliseconds of Unix time.

@@ -1,7 +1,8 @@
 //! The swarm secret: 32 random bytes that make a machine a member.
 //!
-//! Nothing uses the secret itself as a key. Each purpose has its own key, derived by blake3 with a context string, so
-//! that a key for one purpose says nothing about another, and the public fingerprint says nothing about any.
+//! Nothing uses the secret itself as a key. Each purpose has its own key, derived by blake3 with a
+//! context string, so that a key for one purpose says nothing about another, and the public
+//! fingerprint says nothing about any.
 
 use std::{fmt, str::FromStr};
 
@@ -63,7 +64,8 @@ impl SwarmSecret {
         Self(bytes)
     }
 
-    /// The text to paste on other machines. Whoever has it is a member, so it isn't what `Debug` prints.
+    /// The text to paste on other machines. Whoever has it is a member, so it isn't what `Debug`
+    /// prints.
     pub fn reveal(&self) -> String {
         let mut text = String::from(PREFIX);
         push_digits(&mut text, &self.0, SECRET_DIGITS);
@@ -71,7 +73,8 @@ impl SwarmSecret {
         text
     }
 
-    /// Names the swarm in public: the same for all members, and nothing about the secret follows from it.
+    /// Names the swarm in public: the same for all members, and nothing about the secret follows
+    /// from it.
     pub fn fingerprint(&self) -> String {
         let mut text = String::new();
         push_digits(&mut text, &self.derive("p2ptrain swarm fingerprint v1"), 8);
@@ -106,7 +109,8 @@ impl SwarmSecret {
 impl FromStr for SwarmSecret {
     type Err = SecretError;
 
-    /// Parses what [`SwarmSecret::reveal`] prints; case, surrounding space and the usual misreadings don't matter.
+    /// Parses what [`SwarmSecret::reveal`] prints; case, surrounding space and the usual
+    /// misreadings don't matter.
     fn from_str(text: &str) -> Result<Self, SecretError> {
         let text = text.trim().to_lowercase();
         let digits = text.strip_prefix(PREFIX).ok_or(SecretError::Prefix)?;

@@ -190,7 +190,11 @@ impl Body {
                 if last {
                     trace.instant("gradient ready", block as u64);
                     let gradient = std::mem::take(gradient);
-                    events(WorkerEvent::Driver(Event::BucketReady { order: id, bucket: block, gradient }));
+                    events(WorkerEvent::Driver(Event::BucketReady {
+                        order: id,
+                        bucket: block,
+                        gradient,
+                    }));
                 }
             };
             let loss = executor

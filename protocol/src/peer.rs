@@ -434,7 +434,8 @@ impl Peer {
     pub fn hello(&self) -> Hello {
         let role = match &self.phase {
             Phase::Member(member) if member.stalled => Role::Stalled,
-            Phase::Member(_) | Phase::Gathering { .. } | Phase::Finishing { .. } => Role::Member,
+            Phase::Member(_) | Phase::Finishing { .. } => Role::Member,
+            Phase::Gathering { .. } => Role::Founder,
             Phase::Joining => Role::Joining,
             Phase::Ended => Role::Idle,
         };
@@ -610,18 +611,30 @@ impl Peer {
     }
 
     fn on_hello(&mut self, from: PeerId, hello: &Hello) {
-        let same_job = hello.job == Some(self.geometry.job);
-        let ahead = match &self.phase {
-            Phase::Member(member) if member.stalled => hello.step >= member.step,
-            Phase::Member(member) => hello.step.0 > member.step.0 + 1,
-            _ => false,
-        };
-        if same_job && ahead && hello.role == Role::Member {
+        let leads = matches!(hello.role, Role::Member | Role::Founder);
+        if hello.job != Some(self.geometry.job) || !leads {
+            return;
+        }
+        // Of two groups of one job, or two founders, the one that is ahead goes on; of equals, that
+        // of the smaller id.
+        let ahead = |step: Step| (hello.step, self.me) > (step, from);
+        let follow = match &self.phase {
             // The other side of the partition went on: its result stands (invariant 3).
+            Phase::Member(member) if member.stalled => hello.step >= member.step,
+            Phase::Member(member) if member.view.contains(&from) => {
+                hello.step.0 > member.step.0 + 1
+            }
+            Phase::Member(member) => hello.role == Role::Member && ahead(member.step),
+            Phase::Gathering { step } => hello.role == Role::Member || ahead(*step),
+            Phase::Joining => {
+                let request = self.join_request();
+                self.send(from, request);
+                return;
+            }
+            Phase::Finishing { .. } | Phase::Ended => false,
+        };
+        if follow {
             self.join_again();
-        } else if same_job && hello.role == Role::Member && matches!(self.phase, Phase::Joining) {
-            let request = self.join_request();
-            self.send(from, request);
         }
     }
 
@@ -717,6 +730,8 @@ impl Peer {
         self.drop_attempt();
         self.phase = Phase::Joining;
         self.incarnation = Incarnation(self.incarnation.0 + 1);
+        // Whom this peer merely doubted, the group that it now joins has kept.
+        self.known_lost.retain(|_, (_, certain)| *certain);
         for (_, header, _) in std::mem::take(&mut self.early).pieces {
             self.outputs.push_back(Output::Discard(header));
         }

@@ -95,8 +95,11 @@ impl Compiled {
         let plan = Plan::new(&program, |node| kernel::scratch_len(&program, node));
         let completion = grad::completion(&program);
         let steps = (0..program.nodes.len())
-            .filter(|&node| !plan.view[node] || completes(&completion, node).next().is_some())
             .map(|node| Step::new(&program, &plan, node, &completion))
+            // Most views do nothing at all.
+            .filter(|step: &Step| {
+                !step.outputs.is_empty() || !step.additions.is_empty() || !step.completes.is_empty()
+            })
             .collect();
         let value = program.outputs.first().map(|output| output.value);
         let value = value.ok_or(ExecError::NoOutput(result_name))?;
@@ -271,26 +274,68 @@ fn input_bounds(program: &Program) -> (Vec<Option<(i32, usize)>>, usize) {
     (bounds, needed)
 }
 
+/// Collects the storages that a node touches, each once.
+#[derive(Default)]
+struct Parts(Vec<usize>);
+
+impl Parts {
+    fn of(&mut self, storage: usize) -> usize {
+        self.0.iter().position(|&other| other == storage).unwrap_or_else(|| {
+            self.0.push(storage);
+            self.0.len() - 1
+        })
+    }
+}
+
 impl Step {
     fn new(program: &Program, plan: &Plan, index: usize, completion: &[Option<usize>]) -> Self {
         let node = &program.nodes[index];
-        let view = plan.view[index];
-        let mut parts: Vec<usize> = Vec::new();
-        let mut part_of = |storage: usize| {
-            parts.iter().position(|&other| other == storage).unwrap_or_else(|| {
-                parts.push(storage);
-                parts.len() - 1
-            })
+        let mut step = Self {
+            node: index,
+            parts: Default::default(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            scratch: None,
+            in_place: plan.in_place[index],
+            grad_block: 0,
+            grad_ranges: Default::default(),
+            chain: None,
+            additions: plan.additions[index].clone(),
+            completes: completes(completion, index).collect(),
+            calls: 0,
+            total: Duration::ZERO,
         };
-        let mut grad_block = 0;
-        let mut grad_ranges: [Range<usize>; NODE_OUTPUTS_MAX] = Default::default();
-        let mut outputs = Vec::new();
-        for slot in 0..if view { 0 } else { node.outputs.len() } {
-            outputs.push(match plan.place(program, Value::Node(index as u32, slot as u8)) {
-                Place::Arena { storage, .. } => Target::Part(part_of(storage)),
+        for addition in &mut step.additions {
+            // Ranges of the arena are absolute from here on.
+            if let Place::Arena { storage, range } = &mut addition.from {
+                let start = plan.span(*storage).start;
+                *range = range.start + start..range.end + start;
+            }
+        }
+        if plan.view[index] {
+            // Computes nothing, but may be a contribution to a gradient.
+            return step;
+        }
+        let mut parts = Parts::default();
+        step.place_outputs(program, plan, &mut parts);
+        step.place_inputs(program, plan, &mut parts);
+        step.scratch = plan.scratch[index].map(|storage| parts.of(storage));
+        for (span, &storage) in step.parts.iter_mut().zip(&parts.0) {
+            *span = plan.span(storage);
+        }
+        let shapes: Vec<&Shape> = step.inputs.iter().map(|(_, shape)| shape).collect();
+        step.chain = ElementChain::new(&node.op, &shapes, &node.outputs[0].shape, step.in_place);
+        step
+    }
+
+    fn place_outputs(&mut self, program: &Program, plan: &Plan, parts: &mut Parts) {
+        for slot in 0..program.nodes[self.node].outputs.len() {
+            let value = Value::Node(self.node as u32, slot as u8);
+            self.outputs.push(match plan.place(program, value) {
+                Place::Arena { storage, .. } => Target::Part(parts.of(storage)),
                 Place::Grad { block, range } => {
-                    grad_block = block;
-                    grad_ranges[slot] = range;
+                    self.grad_block = block;
+                    self.grad_ranges[slot] = range;
                     Target::Grad(slot)
                 }
                 Place::Param { .. } | Place::Input { .. } => {
@@ -298,47 +343,18 @@ impl Step {
                 }
             });
         }
-        let in_place = plan.in_place[index];
-        let mut inputs = Vec::new();
-        for (place, &value) in node.inputs.iter().enumerate().filter(|_| !view) {
+    }
+
+    fn place_inputs(&mut self, program: &Program, plan: &Plan, parts: &mut Parts) {
+        for (place, &value) in program.nodes[self.node].inputs.iter().enumerate() {
             let source = match plan.place(program, value) {
-                Place::Arena { .. } if in_place == Some(place) => Source::Output,
-                Place::Arena { storage, range } => Source::Part { part: part_of(storage), range },
+                Place::Arena { .. } if self.in_place == Some(place) => Source::Output,
+                Place::Arena { storage, range } => Source::Part { part: parts.of(storage), range },
                 Place::Param { block, range } => Source::Param { block, range },
                 Place::Input { index, range } => Source::Input { index, range },
                 Place::Grad { .. } => unreachable!("nothing reads what is only added up"),
             };
-            inputs.push((source, program.type_of(value).shape));
-        }
-        let scratch = plan.scratch[index].filter(|_| !view).map(part_of);
-        let mut spans: [Range<usize>; PARTS_MAX] = Default::default();
-        for (span, &storage) in spans.iter_mut().zip(&parts) {
-            *span = plan.span(storage);
-        }
-        let shapes: Vec<&Shape> = inputs.iter().map(|(_, shape)| shape).collect();
-        let chain = ElementChain::new(&node.op, &shapes, &node.outputs[0].shape, in_place);
-        let mut additions = plan.additions[index].clone();
-        for addition in &mut additions {
-            // Ranges of the arena are absolute from here on.
-            if let Place::Arena { storage, range } = &mut addition.from {
-                let start = plan.span(*storage).start;
-                *range = range.start + start..range.end + start;
-            }
-        }
-        Self {
-            node: index,
-            parts: spans,
-            inputs,
-            outputs,
-            scratch,
-            in_place,
-            grad_block,
-            grad_ranges,
-            chain,
-            additions,
-            completes: completes(completion, index).collect(),
-            calls: 0,
-            total: Duration::ZERO,
+            self.inputs.push((source, program.type_of(value).shape));
         }
     }
 

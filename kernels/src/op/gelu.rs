@@ -72,8 +72,8 @@ fn normal_cdf<S: Simd>(x: f32) -> (f32, f32) {
     const SLOPE: f32 = 0.3 * std::f32::consts::FRAC_1_SQRT_2;
     let exp = math::exp_small::<S>(-0.5 * x * x);
     let t = 1.0 / S::mul_add(SLOPE, x.abs(), 1.0);
-    let p = -6.470_339_4e-2;
-    let p = S::mul_add(p, t, 2.424_764_1e-1);
+    let p = -6.470_34e-2;
+    let p = S::mul_add(p, t, 2.424_764e-1);
     let p = S::mul_add(p, t, -2.554_511_4e-1);
     let p = S::mul_add(p, t, 2.729_929_7e-1);
     let p = S::mul_add(p, t, -4.665_794e-2);

@@ -55,8 +55,8 @@ fn exp_polynomial<S: Simd>(r: f32) -> f32 {
     let p = 1.395_050_2e-3;
     let p = S::mul_add(p, r, 8.368_897e-3);
     let p = S::mul_add(p, r, 4.166_620_6e-2);
-    let p = S::mul_add(p, r, 1.666_651_9e-1);
-    let p = S::mul_add(p, r, 5.000_000_1e-1);
+    let p = S::mul_add(p, r, 1.666_652e-1);
+    let p = S::mul_add(p, r, 5e-1);
     S::mul_add(p * r, r, r) + 1.0
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn ln<S: Simd>(x: f32) -> f32 {
     let p = S::mul_add(p, f, 1.187_301_6e-1);
     let p = S::mul_add(p, f, -1.238_437e-1);
     let p = S::mul_add(p, f, 1.421_865_5e-1);
-    let p = S::mul_add(p, f, -1.666_924_9e-1);
+    let p = S::mul_add(p, f, -1.666_925e-1);
     let p = S::mul_add(p, f, 2.000_222_7e-1);
     let p = S::mul_add(p, f, -2.499_998_7e-1);
     let p = S::mul_add(p, f, 3.333_331e-1);
@@ -91,7 +91,7 @@ pub(crate) fn ln<S: Simd>(x: f32) -> f32 {
 pub(crate) fn tanh<S: Simd>(x: f32) -> f32 {
     let a = x.abs();
     let square = x * x;
-    let p = -5.672_421_7e-3;
+    let p = -5.672_422e-3;
     let p = S::mul_add(p, square, 2.060_314_7e-2);
     let p = S::mul_add(p, square, -5.372_523e-2);
     let p = S::mul_add(p, square, 1.333_118_6e-1);
@@ -112,9 +112,9 @@ pub(crate) fn sigmoid<S: Simd>(x: f32) -> f32 {
 pub(crate) fn erf<S: Simd>(x: f32) -> f32 {
     let a = x.abs();
     let square = x * x;
-    let p = 7.889_119_5e-5;
-    let p = S::mul_add(p, square, -8.020_841_3e-4);
-    let p = S::mul_add(p, square, 5.189_535_3e-3);
+    let p = 7.889_119e-5;
+    let p = S::mul_add(p, square, -8.020_841e-4);
+    let p = S::mul_add(p, square, 5.189_535e-3);
     let p = S::mul_add(p, square, -2.685_444_5e-2);
     let p = S::mul_add(p, square, 1.128_36e-1);
     let p = S::mul_add(p, square, -3.761_262_7e-1);

@@ -374,9 +374,8 @@ impl Simd for Avx2 {
     fn round_pairs(low: Self::V, high: Self::V) -> Self::V {
         // SAFETY: plain 32-byte vectors on both sides.
         unsafe {
-            let (low, high) =
-                (std::mem::transmute::<__m256, [f32; 8]>(low), std::mem::transmute(high));
-            let high: [f32; 8] = high;
+            let low = std::mem::transmute::<__m256, [f32; 8]>(low);
+            let high = std::mem::transmute::<__m256, [f32; 8]>(high);
             std::mem::transmute::<[f32; 8], __m256>(std::array::from_fn(|lane| {
                 bf16_pair(low[lane], high[lane])
             }))

@@ -34,14 +34,11 @@ pub(crate) unsafe fn product<S: Simd, const PAIRS: bool, const M: usize, const N
         // The pointers end one step behind the operands and are not read there.
         unsafe {
             let columns: [S::V; N] = std::array::from_fn(|j| S::load(b.add(j * S::LANES)));
-            for i in 0..M {
+            for (i, acc) in acc.iter_mut().enumerate() {
                 let row = S::splat(*a.add(i * x.row_a));
-                for j in 0..N {
-                    acc[i][j] = if PAIRS {
-                        S::dot2(row, columns[j], acc[i][j])
-                    } else {
-                        S::fma(row, columns[j], acc[i][j])
-                    };
+                for (acc, &column) in acc.iter_mut().zip(&columns) {
+                    *acc =
+                        if PAIRS { S::dot2(row, column, *acc) } else { S::fma(row, column, *acc) };
                 }
             }
             a = a.wrapping_add(x.step_a);

@@ -604,10 +604,11 @@ fn linear_cross_entropy<T: Real>(op: &Op, inputs: &[Operand<'_, T>], outputs: &m
         for word in 0..vocabulary {
             let hit = if word == target as usize { T::ONE } else { T::ZERO };
             let dlogit = ((logit(word) - top).exp() / sum - hit) * scale;
-            for place in 0..width {
-                let (at, to) = (row * width + place, word * width + place);
-                outputs[0][at] = outputs[0][at] + dlogit * w[to];
-                outputs[1][to] = outputs[1][to] + dlogit * x[place];
+            let [dx, dw, _] = outputs else { unreachable!("the gradient has three outputs") };
+            let (dx, dw) = (&mut dx[row * width..], &mut dw[word * width..]);
+            for (place, &x) in x.iter().enumerate() {
+                dx[place] = dx[place] + dlogit * w[word * width + place];
+                dw[place] = dw[place] + dlogit * x;
             }
         }
     }

@@ -172,9 +172,8 @@ impl Parser {
             }
             "grad" => {
                 let at = words.at;
-                let param = match self.value(words)? {
-                    Value::Param(index) => index,
-                    _ => return Err(words.error(at, "expected a parameter")),
+                let Value::Param(param) = self.value(words)? else {
+                    return Err(words.error(at, "expected a parameter"));
                 };
                 let value = self.value(words)?;
                 self.program.grads.push(Gradient { param, value });

@@ -312,13 +312,13 @@ pub struct NodeArgs {
     #[arg(long, value_enum, value_name = "DEVICE", default_value_t = Device::Auto)]
     pub device: Device,
 
-    /// End when the job's last step is committed (the default without a terminal)
-    #[arg(long, conflicts_with = "keep_running")]
-    pub exit_when_done: bool,
-
-    /// Keep serving the trained state to others when the job is done
+    /// Wait for the next job when this one is done, instead of ending
     #[arg(long)]
     pub keep_running: bool,
+
+    /// Write where the time of each step goes, as a Chrome trace (Perfetto opens it)
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
 }
 
 impl NodeArgs {
@@ -589,7 +589,7 @@ fn examples_run() -> String {
     examples(
         "  p2ptrain run job.toml
   p2ptrain run job.toml --swarm @$HOME/.swarm --port 4001 --bulk-port 4002
-  p2ptrain run job.toml --threads 4 --memory 8G --exit-when-done
+  p2ptrain run job.toml --threads 4 --memory 8G
 
 Prints: the command for other machines, then the live display; on a pipe one line every few seconds
 and at every event; with --json one object a line ({\"event\": ...} or {\"status\": ...}).
@@ -682,7 +682,7 @@ mod tests {
             "p2ptrain demo --seconds 1",
             "p2ptrain join --threads 0",
             "p2ptrain join --memory lots",
-            "p2ptrain run j --exit-when-done --keep-running",
+            "p2ptrain run j --swarm a --swarm b",
             "p2ptrain generate --temperature -1",
             "p2ptrain status --name ../x",
             "p2ptrain export",

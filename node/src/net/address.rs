@@ -12,7 +12,8 @@ use super::limits;
 use crate::identity::{self, PeerId};
 
 /// Where a peer's control plane listens, as a user writes it: `host:port`, or a multiaddr such as
-/// `/ip4/10.0.0.7/tcp/4120/p2p/12D3...`. The host may be a DNS name, which is looked up again at each attempt.
+/// `/ip4/10.0.0.7/tcp/4120/p2p/12D3...`. The host may be a DNS name, which is looked up again at each
+/// attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerAddr {
     host: String,
@@ -138,8 +139,8 @@ pub(crate) fn socket_addr(addr: &Multiaddr) -> Option<(SocketAddr, bool)> {
     }
 }
 
-/// The addresses under which a node listening on `listen` can be reached from other machines; only if there is none,
-/// the loopback address, which serves peers on the same machine.
+/// The addresses under which a node listening on `listen` can be reached from other machines; only
+/// if there is none, the loopback address, which serves peers on the same machine.
 pub(crate) fn advertised_ips(listen: IpAddr) -> Vec<IpAddr> {
     if !listen.is_unspecified() {
         return vec![listen];
@@ -158,9 +159,11 @@ pub(crate) fn advertised_ips(listen: IpAddr) -> Vec<IpAddr> {
     ips
 }
 
-/// Names the network stack of this machine: loopback addresses mean the same to all processes that agree on it.
+/// Names the network stack of this machine: loopback addresses mean the same to all processes that
+/// agree on it.
 ///
-/// It covers the boot and the network namespace, since containers share the first but not the loopback device.
+/// It covers the boot and the network namespace, since containers share the first but not the
+/// loopback device.
 pub(crate) fn host_id() -> [u8; 16] {
     let mut hasher = blake3::Hasher::new_derive_key("p2ptrain host id v1");
     let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -198,7 +201,7 @@ mod tests {
 
     #[test]
     fn address_may_name_the_peer() {
-        let peer = crate::identity::Identity::generate().peer_id();
+        let peer = identity::Identity::generate().peer_id();
         let theirs = identity::to_libp2p(peer).expect("a real key");
         let addr: PeerAddr = format!("/ip4/10.0.0.7/tcp/1/p2p/{theirs}").parse().expect("parses");
         assert_eq!(addr.peer(), Some(peer));

@@ -1,7 +1,8 @@
 //! The bulk plane: one quinn endpoint, one proven connection with each member.
 //!
-//! A connection passes three gates before anything else is read from it: TLS 1.3 with the peer's own certificate on both
-//! sides, the expected peer id, and the proof of membership ([`handshake`]).
+//! A connection passes three gates before anything else is read from it: TLS 1.3 with the peer's
+//! own certificate on both sides, the expected peer id, and the proof of membership
+//! ([`handshake`]).
 
 pub(crate) mod frame;
 pub(crate) mod handshake;
@@ -164,7 +165,8 @@ impl Bulk {
         Ok(handshake::answer(connection, &self.member).await?)
     }
 
-    /// A connection that passed TLS only. All addresses are tried at once; the first that answers wins.
+    /// A connection that passed TLS only. All addresses are tried at once; the first that answers
+    /// wins.
     pub(crate) async fn connect(
         &self,
         peer: PeerId,

@@ -1,8 +1,9 @@
 //! The control plane: a libp2p swarm in one task.
 //!
-//! With a swarm secret, the Noise handshake of TCP connections carries a prologue derived from it: the handshake fails
-//! unless both sides know the secret, so a stranger gets no further than the peer's id. QUIC connections have no such
-//! place; [`gate`] lets only peers use them that have proven membership elsewhere.
+//! With a swarm secret, the Noise handshake of TCP connections carries a prologue derived from it:
+//! the handshake fails unless both sides know the secret, so a stranger gets no further than the
+//! peer's id. QUIC connections have no such place; [`gate`] lets only peers use them that have
+//! proven membership elsewhere.
 
 mod gate;
 
@@ -42,7 +43,8 @@ const AGENT: &str = concat!("p2ptrain/", env!("CARGO_PKG_VERSION"));
 /// What the protobuf around a gossip message may add: ids, signature, topic.
 const GOSSIP_ENVELOPE_BYTES_MAX: usize = 1024;
 
-/// What the hub and the handle ask for. Given with `try_send`: a busy swarm loses commands, which are repeated or lossy.
+/// What the hub and the handle ask for. Given with `try_send`: a busy swarm loses commands, which
+/// are repeated or lossy.
 #[derive(Debug)]
 pub(super) enum Command {
     Publish {
@@ -67,7 +69,8 @@ pub(super) enum Command {
     Shutdown,
 }
 
-/// What a peer says about itself by identify: the ports that aren't part of the connection's address.
+/// What a peer says about itself by identify: the ports that aren't part of the connection's
+/// address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Agent {
     pub(super) incarnation: Incarnation,
@@ -262,7 +265,8 @@ impl Control {
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
                 let peer = identity::from_libp2p(&peer_id)?;
                 let Some(agent) = Agent::parse(&info.agent_version) else {
-                    tracing::warn!(%peer, "control peer runs other software: {}", info.agent_version);
+                    let software = info.agent_version;
+                    tracing::warn!(%peer, software, "control peer runs other software");
                     return None;
                 };
                 Some(Report::Identified { peer, agent })
@@ -365,7 +369,8 @@ fn build(config: &NetConfig, keys: &Keys) -> Result<Swarm<Behaviour>, NetError> 
         .with_quic()
         .with_behaviour(|_| behaviour(config))
         .map_err(|e| setup(&e))?
-        // A control connection stays for as long as both processes live: its end is how their death is noticed.
+        // A control connection stays for as long as both processes live: its end is how their death
+        // is noticed.
         .with_swarm_config(|c| c.with_idle_connection_timeout(Duration::from_secs(u64::MAX / 4)))
         .build();
     Ok(swarm)
@@ -492,8 +497,9 @@ fn listen_anywhere(
 /// Listens on TCP and on UDP at the same port.
 fn listen_on(swarm: &mut Swarm<Behaviour>, listen: IpAddr, port: u16) -> Result<u16, NetError> {
     let addr = SocketAddr::new(listen, port);
-    // libp2p's listeners share ports with other processes of this user (SO_REUSEPORT), who would then get some of our
-    // connections. Binding without that option first shows whether the port is ours alone.
+    // libp2p's listeners share ports with other processes of this user (SO_REUSEPORT), who would
+    // then get some of our connections. Binding without that option first shows whether the port is
+    // ours alone.
     TcpListener::bind(addr).map_err(|e| NetError::of_bind("control (TCP)", listen, port, e))?;
     UdpSocket::bind(addr).map_err(|e| NetError::of_bind("control (UDP)", listen, port, e))?;
     for quic in [false, true] {
@@ -539,7 +545,113 @@ fn reason(error: &DialError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use libp2p::futures::FutureExt;
+
     use super::*;
+    use crate::{
+        identity::Identity,
+        net::{self, NetHandle},
+        swarm_key::SwarmSecret,
+    };
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn config() -> NetConfig {
+        NetConfig {
+            access: SwarmAccess::Secret(SwarmSecret::from_bytes([1; 32])),
+            listen: IpAddr::from([127, 0, 0, 1]),
+            control_port: Port::Any,
+            bulk_port: Port::Any,
+            mdns: false,
+            ..NetConfig::default()
+        }
+    }
+
+    /// A libp2p peer whose gossip a test writes by hand, connected with `victim`.
+    async fn rogue(keys: &Keys, victim: &NetHandle) -> (Swarm<Behaviour>, Identity) {
+        let config = config();
+        let mut swarm = build(&config, keys).expect("builds");
+        subscribe(&mut swarm, keys).expect("subscribes");
+        let addr = address::multiaddr(victim.local_addrs().control[0], false);
+        swarm.dial(addr).expect("dials");
+        (swarm, config.identity)
+    }
+
+    /// Publishes until somebody is subscribed.
+    async fn publish(swarm: &mut Swarm<Behaviour>, topic: &gossipsub::IdentTopic, bytes: &[u8]) {
+        let publishing = async {
+            loop {
+                let gossip = &mut swarm.behaviour_mut().gossip;
+                if gossip.publish(topic.clone(), bytes).is_ok() {
+                    return;
+                }
+                swarm.select_next_some().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, publishing).await.expect("somebody subscribes");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn gossip_that_is_forged_or_replayed_goes_nowhere() {
+        let (victim, mut events) = net::start(config()).await.expect("starts");
+        let keys = Keys::of(&config().access);
+        let (mut swarm, identity) = rogue(&keys, &victim).await;
+        let name = blake3::keyed_hash(&keys.topic, Topic::Job.name().as_bytes()).to_hex();
+        let topic = gossipsub::IdentTopic::new(&name[..32]);
+        let own = identity.peer_id();
+        let mut sealer = Sealer::new(&keys.gossip, own, Incarnation(1));
+        let (first, second) =
+            (sealer.seal(&topic.to_string(), b"one"), sealer.seal(&topic.to_string(), b"two"));
+        let forged = Sealer::new(&[9; 32], own, Incarnation(1)).seal(&topic.to_string(), b"bad");
+        for bytes in [&b""[..], b"noise", &forged, &first, &first, &first[..30], &second] {
+            publish(&mut swarm, &topic, bytes).await;
+        }
+        let mut heard = Vec::new();
+        while heard.len() < 2 {
+            tokio::select! {
+                _ = swarm.select_next_some() => {}
+                event = events.recv() => {
+                    if let NetEvent::Gossip { from, bytes, .. } = event.expect("runs") {
+                        assert_eq!(from, own);
+                        heard.push(bytes);
+                    }
+                }
+                () = tokio::time::sleep(PATIENCE) => panic!("heard only {heard:?}"),
+            }
+        }
+        assert_eq!(heard, ["one", "two"]);
+        assert!(
+            events
+                .recv()
+                .now_or_never()
+                .is_none_or(|e| !matches!(e, Some(NetEvent::Gossip { .. })))
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stranger_gets_no_control_connection_by_tcp_or_quic() {
+        let (victim, _events) = net::start(config()).await.expect("starts");
+        let other = Keys { prologue: Vec::new(), ..Keys::of(&config().access) };
+        let (mut swarm, _) = rogue(&other, &victim).await;
+        let addr = address::multiaddr(victim.local_addrs().control[0], true);
+        swarm.behaviour_mut().gate.prove(identity::to_libp2p(victim.peer_id()).expect("a key"));
+        swarm.dial(addr).expect("dials");
+        let mut ended = 0;
+        let watching = async {
+            while ended < 2 {
+                match swarm.select_next_some().await {
+                    SwarmEvent::OutgoingConnectionError { .. }
+                    | SwarmEvent::ConnectionClosed { .. } => ended += 1,
+                    SwarmEvent::Behaviour(
+                        BehaviourEvent::Identify(identify::Event::Received { .. })
+                        | BehaviourEvent::Gossip(gossipsub::Event::Subscribed { .. }),
+                    ) => panic!("the stranger was told something"),
+                    _ => {}
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, watching).await.expect("both are refused");
+    }
 
     #[test]
     fn agents_parse_back_and_other_software_is_told_apart() {

@@ -1,8 +1,9 @@
 //! The hub: the one task that knows all peers.
 //!
-//! Everything arrives as a [`Report`]; decisions go out as dials, control commands and events. A peer is pursued from the
-//! moment it is heard of until it says goodbye or has been silent for long. The pair's connection is chosen by the lower
-//! id (see [`super::bulk::handshake`]); a later incarnation of a peer ends the link with the earlier one.
+//! Everything arrives as a [`Report`]; decisions go out as dials, control commands and events. A
+//! peer is pursued from the moment it is heard of until it says goodbye or has been silent for
+//! long. The pair's connection is chosen by the lower id (see [`super::bulk::handshake`]); a later
+//! incarnation of a peer ends the link with the earlier one.
 
 mod peer;
 
@@ -237,8 +238,8 @@ impl Hub {
         }
     }
 
-    /// A process keeps its control port for as long as it lives. Only the address of the link itself is sure to be the
-    /// peer's machine: private addresses mean other machines elsewhere.
+    /// A process keeps its control port for as long as it lives. Only the address of the link
+    /// itself is sure to be the peer's machine: private addresses mean other machines elsewhere.
     fn handle_replaced(&mut self, peer: PeerId, at: SocketAddr) {
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let port = known.presence.as_ref().map(|presence| presence.control_port);
@@ -343,7 +344,8 @@ impl Hub {
             Some(link) if link.incarnation > proven.incarnation => {
                 proven.close(close::SUPERSEDED, "a later incarnation is linked");
             }
-            // Both sides dialled at once. An older link is another matter: the peer has lost it and came back.
+            // Both sides dialled at once. An older link is another matter: the peer has lost it and
+            // came back.
             Some(link)
                 if link.incarnation == proven.incarnation
                     && link.since.elapsed() < limits::HANDSHAKE_TIME_MAX =>
@@ -393,7 +395,8 @@ impl Hub {
         );
         shared.links.write().expect("no holder of the lock panics").insert(peer, Arc::clone(&link));
         self.command(Command::Met { peer, incarnation });
-        // Whoever hears of the connection can send at once, and hears of it before all that comes through it.
+        // Whoever hears of the connection can send at once, and hears of it before all that comes
+        // through it.
         tracing::info!(%peer, %remote, ?rtt, "connected");
         self.event(NetEvent::Connected { peer, incarnation, rtt, remote }).await;
         tokio::spawn(running);
@@ -573,7 +576,8 @@ impl Hub {
 
     // Helpers.
 
-    /// The state of a peer, new if it was unknown; `None` for this node itself and when too many are known.
+    /// The state of a peer, new if it was unknown; `None` for this node itself and when too many
+    /// are known.
     fn know(&mut self, peer: PeerId) -> Option<&mut Peer> {
         if peer == self.presence.peer {
             return None;
@@ -607,15 +611,16 @@ fn head_start(own: PeerId, peer: PeerId) -> Duration {
     if own < peer { Duration::ZERO } else { limits::HEAD_START }
 }
 
-/// Whether nobody listens at `addr` although its machine answers. Asked several times: a dying process closes its sockets
-/// one by one, the listening one not necessarily first.
+/// Whether nobody listens at `addr` although its machine answers. Asked several times: a dying
+/// process closes its sockets one by one, the listening one not necessarily first.
 async fn refuses(addr: SocketAddr) -> bool {
     const PAUSES_MS: [u64; 7] = [0, 2, 10, 30, 100, 300, 600];
     for pause in PAUSES_MS {
         tokio::time::sleep(Duration::from_millis(pause)).await;
         let attempt = tokio::time::timeout(limits::PROBE_TIME_MAX, TcpStream::connect(addr)).await;
         let refused = match attempt {
-            // A connection with itself: the port was free, and the system happened to choose it for our end.
+            // A connection with itself: the port was free, and the system happened to choose it for
+            // our end.
             Ok(Ok(stream)) => stream.local_addr().ok() == Some(addr),
             Ok(Err(e)) => e.kind() == std::io::ErrorKind::ConnectionRefused,
             Err(_) => return false,

@@ -19,7 +19,8 @@ pub const GOSSIP_BYTES_MAX: usize = limits::ADVERT_BYTES_MAX + 1024;
 pub(crate) const REQUESTS_OPEN_MAX: u32 = 64;
 /// Streams of one peer that may carry chunks at once.
 pub(crate) const CHUNK_STREAMS_MAX: u32 = 16;
-/// Events waiting for the driver. Beyond it the peers' streams are not read, so that senders slow down.
+/// Events waiting for the driver. Beyond it the peers' streams are not read, so that senders slow
+/// down.
 pub(crate) const EVENTS_QUEUED_MAX: usize = 256;
 /// Internal reports and commands waiting for a task.
 pub(crate) const REPORTS_QUEUED_MAX: usize = 1024;

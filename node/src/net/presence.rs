@@ -1,7 +1,8 @@
 //! What members tell each other about where members are.
 //!
-//! Each tells a new neighbour about itself and about those it is linked with, so that whoever reaches one member soon
-//! reaches all. A presence needs no signature: a wrong one leads to a dial whose handshake fails.
+//! Each tells a new neighbour about itself and about those it is linked with, so that whoever
+//! reaches one member soon reaches all. A presence needs no signature: a wrong one leads to a dial
+//! whose handshake fails.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -28,7 +29,8 @@ pub(crate) struct Presence {
 pub(crate) struct PresenceError;
 
 impl Presence {
-    /// Where to dial the peer from a node on `host`, most direct first; the port is that of either plane.
+    /// Where to dial the peer from a node on `host`, most direct first; the port is that of either
+    /// plane.
     pub(crate) fn candidates(&self, host: &[u8; 16], port: u16) -> Vec<SocketAddr> {
         let same_host = self.host == *host;
         let listens_wide = self.ips.iter().all(|ip| !ip.is_loopback());

@@ -1,4 +1,5 @@
-//! Sealing of gossip, so that who carries it without being a member learns nothing and can change nothing.
+//! Sealing of gossip, so that who carries it without being a member learns nothing and can change
+//! nothing.
 
 use std::collections::BTreeMap;
 
@@ -98,8 +99,8 @@ impl Sealer {
         Ok(plain)
     }
 
-    /// A fresh handshake told which incarnation of `peer` is alive. Messages of all others are replays, even if a
-    /// clock set back made the living one the smaller.
+    /// A fresh handshake told which incarnation of `peer` is alive. Messages of all others are
+    /// replays, even if a clock set back made the living one the smaller.
     pub(crate) fn met(&mut self, peer: PeerId, incarnation: Incarnation) {
         match self.sources.get_mut(&peer) {
             Some(window) if window.incarnation == incarnation => window.linked = true,

@@ -1,4 +1,5 @@
-//! Peers that go wrong in ways that the public interface can't: strangers inside TLS, members that break the format.
+//! Peers that go wrong in ways that the public interface can't: strangers inside TLS, members that
+//! break the format.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -174,7 +175,7 @@ async fn write_chunk_stream(proven: Proven, bytes: &[u8], finish: bool) -> Prove
 
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_message_streams_disconnect_their_sender() {
-    let good = [&frame::message_head(frame::Kind::Message, 2)[..], b"hi"].concat();
+    let good = [&frame::message_head(Kind::Message, 2)[..], b"hi"].concat();
     let cases: [(&str, Vec<u8>, bool); 6] = [
         ("oversized", vec![0xff, 0xff, 0xff, 0x7f, 0], false),
         ("empty frame", vec![0; 5], false),
@@ -238,7 +239,8 @@ async fn a_peer_without_the_secret_is_refused_and_told_nothing() {
     };
     assert_eq!(code(&error), Some(close::STRANGER));
 
-    // One that says nothing, and one that tries to skip the proof: no stream and no byte comes back.
+    // One that says nothing, and one that tries to skip the proof: no stream and no byte comes
+    // back.
     for early in [&b""[..], &[0; 200]] {
         let connection =
             stranger.bulk.connect(victim.id(), &[victim.bulk()]).await.expect("TLS is open to all");

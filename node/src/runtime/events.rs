@@ -50,7 +50,8 @@ impl Node {
             WorkerEvent::Applied { step, applied, snapshot } => {
                 self.board.timing.apply_us += applied.us;
                 if applied.skipped {
-                    let text = format!("the gradient of {step} is not finite; its update is left out");
+                    let text =
+                        format!("the gradient of {step} is not finite; its update is left out");
                     self.hub.event(EventLevel::Warn, text);
                 }
                 self.hub.update(|status| {
@@ -94,7 +95,8 @@ impl Node {
             let prepared = Prepared::found(file, checkpoint, &stores, threads, &mut progress);
             let prepared = prepared.map(Box::new);
             // If the node has ended, nobody wants the job.
-            let _ = internal.send(Internal::Prepared { prepared, founder: true, checkpoints, reply });
+            let _ =
+                internal.send(Internal::Prepared { prepared, founder: true, checkpoints, reply });
         });
     }
 
@@ -195,7 +197,9 @@ impl Node {
                     let name = self.board.name_of(peer, &self.adverts);
                     (EventLevel::Info, format!("{name} is out: {reason}"))
                 }
-                ViewChange::Refused { .. } | ViewChange::Synced { .. } | ViewChange::Speed { .. } => {
+                ViewChange::Refused { .. }
+                | ViewChange::Synced { .. }
+                | ViewChange::Speed { .. } => {
                     tracing::debug!("{change}");
                     continue;
                 }
@@ -264,7 +268,11 @@ impl Node {
             ),
             Notice::CommittedAfterLoss { step, lost } => (
                 EventLevel::Warn,
-                format!("step {}: {} lost after the exchange; nothing to redo", step.0, names(lost)),
+                format!(
+                    "step {}: {} lost after the exchange; nothing to redo",
+                    step.0,
+                    names(lost)
+                ),
             ),
             Notice::Stalled { step, reason } => {
                 self.hub.update(|status| {

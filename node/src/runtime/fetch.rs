@@ -192,8 +192,7 @@ async fn agreed_manifest(
         }
     }
     if camps.len() > 1 {
-        let peers: Vec<String> =
-            camps.values().map(|(_, peers)| format!("{peers:?}")).collect();
+        let peers: Vec<String> = camps.values().map(|(_, peers)| format!("{peers:?}")).collect();
         tracing::warn!("peers hold different states of {step}: {}", peers.join(" against "));
     }
     camps

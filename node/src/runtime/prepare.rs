@@ -54,14 +54,11 @@ impl Prepared {
         };
         spec.data_root = Some(store.root());
         let program = program_of(&spec)?;
-        let mut state = TrainState::new(
-            init_params(&program, spec.seed),
-            Optimizer::has_second_moment(&spec),
-        );
+        let mut state =
+            TrainState::new(init_params(&program, spec.seed), Optimizer::has_second_moment(&spec));
         if let Some(path) = &file.init {
             let aliases = Alias::of_model(&spec.model);
-            let blocks =
-                checkpoint::import(path, program.blocks(), program.params(), &aliases)?;
+            let blocks = checkpoint::import(path, program.blocks(), program.params(), &aliases)?;
             state.params = Params { blocks };
             spec.init_digest = state.block_digests().first().copied();
         }
@@ -111,17 +108,7 @@ impl Prepared {
             data: store.manifest().encode(),
         };
         let id = JobId::of_job(&package.job);
-        Ok(Self {
-            spec,
-            id,
-            program,
-            package,
-            store,
-            samples,
-            executor,
-            state,
-            layout,
-        })
+        Ok(Self { spec, id, program, package, store, samples, executor, state, layout })
     }
 
     /// The numbers that the step protocol needs.

@@ -57,7 +57,11 @@ pub(super) struct Place<'a> {
 
 impl JobRun {
     /// Sets a job up, as its founder or as a joiner. `founder` holds the state.
-    pub(super) fn new(prepared: Prepared, founder: bool, place: &Place<'_>) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        prepared: Prepared,
+        founder: bool,
+        place: &Place<'_>,
+    ) -> anyhow::Result<Self> {
         let geometry = prepared.geometry();
         let Prepared { spec, id, program, package, store, samples, executor, state, .. } = prepared;
         let first = state.step;
@@ -71,7 +75,7 @@ impl JobRun {
         };
         let state = SharedState::new(state);
         let stop = Arc::new(AtomicBool::new(false));
-        let source = PeerChunks { net: place.net.clone(), job: id };
+        let source = PeerChunks::new(place.net.clone(), id);
         tokio::spawn(fill_all(Arc::clone(&store), source.clone(), Arc::clone(&stop)));
         let runtime = tokio::runtime::Handle::current();
         let feed = Feed::new(samples, &spec, source, runtime, Arc::clone(&stop));

@@ -42,7 +42,8 @@ fn config(secret: u8, bootstrap: &[&Node]) -> NetConfig {
 }
 
 async fn start(config: NetConfig) -> Node {
-    // `RUST_LOG=p2ptrain_node=debug` shows what the nodes of a failing test say. Only the first call counts.
+    // `RUST_LOG=p2ptrain_node=debug` shows what the nodes of a failing test say. Only the first call
+    // counts.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_test_writer()

@@ -32,6 +32,8 @@ pub enum Message {
 pub enum Role {
     /// Runs no job.
     Idle,
+    /// Holds the state of a job and waits for members.
+    Founder,
     /// Wants to become a member.
     Joining,
     /// Member of the job's view.

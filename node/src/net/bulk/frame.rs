@@ -1,8 +1,11 @@
 //! Frames on the streams of a proven connection.
 //!
-//! - Message stream (the one of the handshake), each way: `length u32 | kind u8 | body`, the length counting kind and body.
-//! - Chunk streams (unidirectional, several): `header length u16 | header | payload length u32 | payload`, repeated.
-//! - Requests (a bidirectional stream each): the request up to the end of the stream; back comes the response.
+//! - Message stream (the one of the handshake), each way: `length u32 | kind u8 | body`, the length
+//!   counting kind and body.
+//! - Chunk streams (unidirectional, several): `header length u16 | header | payload length u32 |
+//!   payload`, repeated.
+//! - Requests (a bidirectional stream each): the request up to the end of the stream; back comes
+//!   the response.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -167,7 +170,8 @@ impl ChunkReader {
     }
 }
 
-/// Collects one field of known length. Memory grows with what has arrived, not with what was announced.
+/// Collects one field of known length. Memory grows with what has arrived, not with what was
+/// announced.
 #[derive(Default)]
 struct Field {
     expected: usize,
@@ -190,7 +194,8 @@ impl Field {
             return Some(input.split_to(bytes));
         }
         if self.collected.is_empty() {
-            // One allocation for the whole field as soon as its first bytes are here: it is bounded by the limits.
+            // One allocation for the whole field as soon as its first bytes are here: it is bounded
+            // by the limits.
             self.collected.reserve(bytes);
         }
         let part = input.len().min(bytes - self.collected.len());
@@ -281,7 +286,10 @@ mod tests {
         #[test]
         fn chunks_arrive_whole_however_the_stream_is_cut(
             sent in prop::collection::vec(
-                (prop::collection::vec(any::<u8>(), 0..20), prop::collection::vec(any::<u8>(), 0..90)),
+                (
+                    prop::collection::vec(any::<u8>(), 0..20),
+                    prop::collection::vec(any::<u8>(), 0..90),
+                ),
                 0..6,
             ),
             cuts in prop::collection::vec(0_usize..40, 0..20),

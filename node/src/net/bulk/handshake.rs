@@ -1,10 +1,11 @@
 //! Proof of membership on a bulk connection, before anything else is read from it.
 //!
-//! Each side sends a keyed hash over the TLS exporter (which both ends of this connection share with nobody else), the
-//! two ids in order and its incarnation. The dialler speaks first, so that a listening member tells a stranger nothing.
+//! Each side sends a keyed hash over the TLS exporter (which both ends of this connection share
+//! with nobody else), the two ids in order and its incarnation. The dialler speaks first, so that a
+//! listening member tells a stranger nothing.
 //!
-//! Of a pair, the peer with the lower id decides: a connection counts once that peer has sent the byte [`CHOSEN`]. So
-//! both sides use the same one, however many they have dialled.
+//! Of a pair, the peer with the lower id decides: a connection counts once that peer has sent the
+//! byte [`CHOSEN`]. So both sides use the same one, however many they have dialled.
 
 use std::collections::BTreeSet;
 

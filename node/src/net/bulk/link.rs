@@ -91,8 +91,8 @@ struct Delivery {
 }
 
 impl Link {
-    /// A connection that the pair has chosen, and the future that moves its data, to be spawned. Frames can be queued at
-    /// once; nothing is delivered before the future runs.
+    /// A connection that the pair has chosen, and the future that moves its data, to be spawned.
+    /// Frames can be queued at once; nothing is delivered before the future runs.
     pub(crate) fn new(
         id: u64,
         proven: Proven,
@@ -200,7 +200,8 @@ impl Link {
         self.queued_bytes.load(Ordering::Relaxed)
     }
 
-    /// The channels are unbounded in frames; this bounds them in bytes, which is what memory is made of.
+    /// The channels are unbounded in frames; this bounds them in bytes, which is what memory is
+    /// made of.
     fn queue(
         &self,
         queue: &mpsc::UnboundedSender<Outgoing>,
@@ -237,7 +238,8 @@ impl From<ConnectionError> for End {
     }
 }
 
-/// Waits for the end, stops all readers, and only then reports it: no event of a link follows its loss.
+/// Waits for the end, stops all readers, and only then reports it: no event of a link follows its
+/// loss.
 async fn supervise(
     id: u64,
     connection: Connection,

@@ -1,8 +1,9 @@
-//! TLS of the bulk plane: libp2p's certificates (a self-signed certificate that the peer's ed25519 key vouches for) on
-//! both sides of a quinn connection.
+//! TLS of the bulk plane: libp2p's certificates (a self-signed certificate that the peer's ed25519
+//! key vouches for) on both sides of a quinn connection.
 //!
-//! The certificates come from `libp2p-tls`; the configuration around them is our own, because that crate's asks for
-//! ChaCha20 first, which costs several times the processor time of AES-GCM where the processor has AES instructions.
+//! The certificates come from `libp2p-tls`; the configuration around them is our own, because that
+//! crate's asks for ChaCha20 first, which costs several times the processor time of AES-GCM where
+//! the processor has AES instructions.
 
 use std::sync::Arc;
 

@@ -1,9 +1,10 @@
-//! Parameters of the bulk transport. The defaults were chosen by the throughput benchmark; users need none of them.
+//! Parameters of the bulk transport. The defaults were chosen by the throughput benchmark; users
+//! need none of them.
 
 use std::{
     io,
     net::{SocketAddr, UdpSocket},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -16,12 +17,31 @@ use crate::net::limits;
 
 /// Largest UDP payload that IPv4 carries.
 const LOOPBACK_MTU_MAX: u16 = 65_507;
-/// UDP payload of a jumbo frame of 9000 bytes under IPv6.
-const WIRE_MTU_MAX: u16 = 8_952;
+/// quinn hands the system up to this many packets at once, which together must fit into what a UDP
+/// datagram can hold; with larger packets the system refuses them all, and quinn takes them for
+/// lost.
+const OFFLOAD_PACKETS: u16 = 10;
+/// So this is the largest payload with which segmentation offload works. Jumbo frames are used up
+/// to it.
+const WIRE_MTU_MAX: u16 = LOOPBACK_MTU_MAX / OFFLOAD_PACKETS;
+/// Packets of the handshake are padded to the smallest MTU, and their lengths have 14 bits.
+const MIN_MTU_MAX: u16 = 16_000;
 /// Bytes under way on a new loopback connection: a burst that the socket buffers hold.
 const LOOPBACK_WINDOW_BYTES: u64 = 1 << 20;
-/// Bytes under way on any other new connection: 30 packets, a little above what RFC 6928 lets TCP start with.
+/// Bytes under way on any other new connection: 30 packets, a little above what RFC 6928 lets TCP
+/// start with.
 const WIRE_WINDOW_BYTES: u64 = 30 * 1_472;
+
+/// UDP payload that the loopback device takes whole; what is safe anywhere if that is unknown.
+fn loopback_mtu() -> u16 {
+    const HEADERS_BYTES: u32 = 48;
+    static MTU: LazyLock<u16> = LazyLock::new(|| {
+        let device = std::fs::read_to_string("/sys/class/net/lo/mtu").unwrap_or_default();
+        let device = device.trim().parse::<u32>().unwrap_or(1_500);
+        u16::try_from(device.saturating_sub(HEADERS_BYTES)).unwrap_or(u16::MAX).max(1_200)
+    });
+    *MTU
+}
 
 /// How fast a sender may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -43,6 +63,9 @@ pub struct Tuning {
     pub connection_window_bytes: u32,
     /// Bytes of one connection kept until the peer has acknowledged them.
     pub send_window_bytes: u64,
+    /// The same on the loopback device, whose only queue is the receiver's socket buffer: more only
+    /// overflows it.
+    pub loopback_window_bytes: u64,
     /// Bytes for one peer that may wait to be sent; beyond it `send` and `send_chunk` refuse.
     pub queue_bytes_max: usize,
     /// Streams over which a peer's chunks are spread.
@@ -55,7 +78,8 @@ pub struct Tuning {
     pub socket_buffer_bytes: usize,
     /// Congestion controller.
     pub congestion: Congestion,
-    /// Packets after which a receiver acknowledges; `None`: the default of the protocol, every second.
+    /// Packets after which a receiver acknowledges; `None`: the default of the protocol, every
+    /// second.
     pub ack_every_packets: Option<u32>,
     /// Whether to let the system split large sends into datagrams.
     pub segmentation_offload: bool,
@@ -67,6 +91,7 @@ impl Default for Tuning {
             stream_window_bytes: 16 << 20,
             connection_window_bytes: 64 << 20,
             send_window_bytes: 64 << 20,
+            loopback_window_bytes: 2 << 20,
             queue_bytes_max: 512 << 20,
             chunk_streams: 4,
             loopback_mtu: LOOPBACK_MTU_MAX,
@@ -113,17 +138,19 @@ impl Tuning {
     pub(super) fn transport(&self, loopback: bool) -> TransportConfig {
         let mut config = TransportConfig::default();
         let mut discovery = MtuDiscoveryConfig::default();
+        let mtu = if loopback { self.loopback_mtu.min(loopback_mtu()) } else { self.wire_mtu };
+        discovery.upper_bound(mtu);
         if loopback {
-            // The loopback device takes any size, so that nothing has to be discovered.
-            config.initial_mtu(self.loopback_mtu);
+            // What the device takes is known: nothing has to be discovered, and lost packets mean
+            // full buffers, not that large ones can't pass.
+            config.initial_mtu(mtu).min_mtu(mtu.min(MIN_MTU_MAX));
         }
-        discovery.upper_bound(if loopback { self.loopback_mtu } else { self.wire_mtu });
         let idle = IdleTimeout::try_from(Duration::from_secs(10)).expect("ten seconds fit");
         config
             .mtu_discovery_config(Some(discovery))
             .stream_receive_window(VarInt::from_u32(self.stream_window_bytes))
             .receive_window(VarInt::from_u32(self.connection_window_bytes))
-            .send_window(self.send_window_bytes)
+            .send_window(if loopback { self.loopback_window_bytes } else { self.send_window_bytes })
             // Chunks leave in the order in which they were given, not a little of each.
             .send_fairness(false)
             .max_concurrent_bidi_streams(VarInt::from_u32(limits::REQUESTS_OPEN_MAX))
@@ -131,7 +158,7 @@ impl Tuning {
             .datagram_receive_buffer_size(None)
             .keep_alive_interval(Some(Duration::from_secs(1)))
             .max_idle_timeout(Some(idle))
-            .enable_segmentation_offload(self.segmentation_offload)
+            .enable_segmentation_offload(self.segmentation_offload && mtu <= WIRE_MTU_MAX)
             .congestion_controller_factory(self.controller(loopback));
         if let Some(packets) = self.ack_every_packets {
             let mut acks = quinn::AckFrequencyConfig::default();

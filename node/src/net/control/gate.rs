@@ -33,7 +33,8 @@ enum Refusal {
 }
 
 impl Gate {
-    /// With a list, admits those on it. Without, admits whoever the TCP handshake admits, and to QUIC those proven.
+    /// With a list, admits those on it. Without, admits whoever the TCP handshake admits, and to
+    /// QUIC those proven.
     pub(crate) fn new(allowed: Option<BTreeSet<PeerId>>) -> Self {
         Self { allowed, proven: BTreeSet::new() }
     }

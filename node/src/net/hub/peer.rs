@@ -135,7 +135,8 @@ impl Peer {
         }
     }
 
-    /// The peer's presence with the address under which this node sees it, which the peer itself may not know.
+    /// The peer's presence with the address under which this node sees it, which the peer itself
+    /// may not know.
     pub(super) fn seen_presence(&self) -> Option<Presence> {
         let mut presence = self.presence.clone()?;
         let seen: Option<IpAddr> = self.link.as_ref().map(|link| link.remote().ip());
@@ -194,8 +195,8 @@ impl Attempts {
         self.not_before = Some(Instant::now() + pause);
     }
 
-    /// Returns the pause before the next attempt. Pauses differ by up to a quarter, so that two peers that fail together
-    /// don't try together for ever.
+    /// Returns the pause before the next attempt. Pauses differ by up to a quarter, so that two
+    /// peers that fail together don't try together for ever.
     pub(super) fn failed(&mut self) -> Duration {
         let doubled = limits::BACKOFF_FIRST.saturating_mul(1 << self.failures.min(10));
         self.failures = self.failures.saturating_add(1);

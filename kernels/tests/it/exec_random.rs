@@ -1,0 +1,175 @@
+//! Random programs: the executor, with passes and planned memory, against the plain reference.
+
+use p2ptrain_kernels::grad::differentiate;
+use p2ptrain_kernels::program::op::{BinaryKind, Epilogue, Op, ReduceKind, UnaryKind};
+use p2ptrain_kernels::program::reference::{Tensor, run};
+use p2ptrain_kernels::program::{Builder, Init, Type, Value};
+use p2ptrain_kernels::{Executor, Input, Precision, Program, init_params};
+use proptest::prelude::*;
+
+const UNARY: [UnaryKind; 8] = [
+    UnaryKind::Tanh,
+    UnaryKind::Sigmoid,
+    UnaryKind::Neg,
+    UnaryKind::GeluErf,
+    UnaryKind::GeluTanh,
+    UnaryKind::Scale(0.5),
+    UnaryKind::Offset(0.25),
+    UnaryKind::Relu,
+];
+const BINARY: [BinaryKind; 3] = [BinaryKind::Add, BinaryKind::Sub, BinaryKind::Mul];
+
+/// Builds a program from random choices: each step applies an operator to earlier values.
+struct Author {
+    build: Builder,
+    values: Vec<Value>,
+    params: usize,
+    tokens: Value,
+}
+
+impl Author {
+    fn program(choices: &[(u8, u16, u16)]) -> Program {
+        let mut build = Builder::new("random");
+        build.begin_block("first");
+        let tokens = build.input("tokens", Type::i32([6])).unwrap();
+        let mut author = Self { build, values: Vec::new(), params: 0, tokens };
+        let start = author.param(&[6, 4]);
+        author.values.push(start);
+        for (place, &(kind, a, b)) in choices.iter().enumerate() {
+            if place == choices.len() / 2 {
+                author.build.begin_block("second");
+            }
+            author.step(kind, usize::from(a), usize::from(b));
+        }
+        author.finish()
+    }
+
+    fn param(&mut self, shape: &[usize]) -> Value {
+        self.params += 1;
+        let init = Init::Normal { std: 0.5 };
+        self.build.param(&format!("p{}", self.params), shape.to_vec(), init, true).unwrap()
+    }
+
+    fn pick(&self, choice: usize) -> Value {
+        self.values[choice % self.values.len()]
+    }
+
+    fn step(&mut self, kind: u8, a: usize, b: usize) {
+        let x = self.pick(a);
+        let shape = self.build.shape(x);
+        let (rank, last) = (shape.rank(), shape.last());
+        let axis = b % rank;
+        let result = match kind % 16 {
+            0 | 1 => self.build.unary(UNARY[b % UNARY.len()], x),
+            2..=4 => {
+                // Where shapes do not broadcast, a parameter that does.
+                let other = self.pick(b);
+                let fits = shape.broadcast(&self.build.shape(other));
+                let small = fits.is_some_and(|shape| shape.elements() <= 256);
+                let other = if small { other } else { self.param(&[last]) };
+                self.build.binary(BINARY[a % 3], x, other)
+            }
+            5 | 6 => {
+                let w = self.param(&[4, last]);
+                let bias = (b % 2 == 0).then(|| self.param(&[4]));
+                self.build.linear(x, w, bias)
+            }
+            7 => {
+                let gamma = self.param(&[last]);
+                // Sometimes one parameter has both roles.
+                let beta = [None, Some(gamma), Some(self.param(&[last]))][b % 3];
+                self.build.layer_norm(x, gamma, beta, 1e-2)
+            }
+            8 => self.build.add(Op::Softmax, &[x]),
+            9 => {
+                let elements = shape.elements();
+                let rows = [1, 2, elements][b % 3];
+                let rows = if elements.is_multiple_of(rows) { rows } else { 1 };
+                self.build.reshape(x, [rows, elements / rows])
+            }
+            10 => self.build.add(Op::Permute { axes: (0..rank).rev().collect() }, &[x]),
+            11 => self.build.slice(x, axis, 0, shape[axis].div_ceil(2)),
+            12 => self.build.add(Op::Concat { axis }, &[x, x]),
+            13 => {
+                let kind = if a % 2 == 0 { ReduceKind::Mean } else { ReduceKind::Sum };
+                self.build.reduce(kind, x, &[axis], true)
+            }
+            14 => {
+                let table = self.param(&[3, 4]);
+                self.build.add(Op::Embedding, &[table, self.tokens])
+            }
+            _ => {
+                let gamma = self.param(&[last]);
+                self.build.add(Op::RmsNorm { eps: 1e-2 }, &[x, gamma])
+            }
+        };
+        let result = result.unwrap();
+        if self.build.shape(result).elements() <= 256 {
+            self.values.push(result);
+        }
+    }
+
+    /// The loss reads the last values, so that most of the program matters.
+    fn finish(mut self) -> Program {
+        let mut loss: Option<Value> = None;
+        for value in self.values.clone().into_iter().rev().take(3) {
+            let flat = self.build.shape(value).elements();
+            let flat = self.build.reshape(value, [1, flat]).unwrap();
+            let w = self.build.shape(flat).last();
+            let w = self.param(&[1, w]);
+            let term = self.build.add(Op::Linear { epilogue: Epilogue::None }, &[flat, w]).unwrap();
+            let term = self.build.reshape(term, []).unwrap();
+            let term = self.build.unary(UnaryKind::Tanh, term).unwrap();
+            loss = Some(match loss {
+                Some(sum) => self.build.binary(BinaryKind::Add, sum, term).unwrap(),
+                None => term,
+            });
+        }
+        self.build.output("loss", loss.unwrap());
+        self.build.finish().unwrap()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn random_programs_run_as_the_reference_says(
+        choices in proptest::collection::vec(any::<(u8, u16, u16)>(), 1..14),
+        seed in any::<u64>(),
+    ) {
+        let program = Author::program(&choices);
+        let params = init_params(&program, seed);
+        let tokens = [0, 2, 1, 1, 2, 2];
+        let exact: Vec<Vec<f64>> = program
+            .params()
+            .iter()
+            .map(|info| params.param(info).iter().map(|&x| f64::from(x)).collect())
+            .collect();
+        let both = differentiate(&program).unwrap();
+        let expected = run(&both, &exact, &[Tensor::Index(tokens.to_vec())]);
+
+        let mut executor = Executor::new(&program, 2, Precision::F32).unwrap();
+        let mut grads = p2ptrain_kernels::Params::zeros(&program);
+        let mut blocks = Vec::new();
+        let inputs = [Input::I32(&tokens)];
+        let loss = executor
+            .step(&params, &inputs, &mut grads.blocks, &mut |block, _| blocks.push(block))
+            .unwrap();
+        blocks.sort_unstable();
+        prop_assert_eq!(blocks, (0..program.blocks().len()).collect::<Vec<_>>());
+        let text = program.to_text();
+        let wanted = expected.outputs[0][0];
+        prop_assert!((f64::from(loss) - wanted).abs() < 1e-4, "{} or {}\n{}", loss, wanted, text);
+        for (info, wanted) in program.params().iter().zip(&expected.grads) {
+            let scale = wanted.iter().fold(1e-1, |scale: f64, x| scale.max(x.abs()));
+            for (found, wanted) in grads.param(info).iter().zip(wanted) {
+                let error = (f64::from(*found) - wanted).abs();
+                prop_assert!(
+                    error <= 1e-3 * scale,
+                    "d{}: {} or {}\n{}", info.name, found, wanted, text
+                );
+            }
+        }
+    }
+}
