@@ -730,6 +730,8 @@ impl Peer {
         self.drop_attempt();
         self.phase = Phase::Joining;
         self.incarnation = Incarnation(self.incarnation.0 + 1);
+        // Whom this peer merely doubted, the group that it now joins has kept.
+        self.known_lost.retain(|_, (_, certain)| *certain);
         for (_, header, _) in std::mem::take(&mut self.early).pieces {
             self.outputs.push_back(Output::Discard(header));
         }

@@ -193,3 +193,38 @@ fn profiles_name_each_node_of_a_step() {
     assert!(timings.iter().all(|timing| timing.calls == 1));
     assert!(timings.iter().any(|timing| timing.op == "attention_grad" && timing.flops > 0));
 }
+
+/// A contribution to a gradient that is a view (here the reshaped gradient of a reshaped weight)
+/// was skipped with the views that cost nothing: the weight's other use alone was counted.
+#[test]
+fn a_weight_that_is_also_used_reshaped_gets_both_gradients() {
+    let program = Program::parse_text(
+        "program twice
+block all
+param w : f32[2,3] block=0 decay=true init=ones
+param v : f32[1,6] block=0 decay=true init=ones
+%0 = reshape(w) shape=[1,6] : f32[1,6] block=0
+%1 = linear(%0, v) epilogue=none : f32[1,1] block=0
+%2 = reshape(%1) shape=[] : f32[] block=0
+%3 = reduce(w) kind=sum axes=[0,1] keep=false : f32[] block=0
+%4 = binary(%2, %3) kind=add : f32[] block=0
+output loss %4
+",
+    )
+    .unwrap();
+    let mut executor = Executor::new(&program, 1, Precision::F32).unwrap();
+    let params = init_params(&program, 1);
+    let mut grads = Params::zeros(&program).blocks;
+    let loss = executor.step(&params, &[], &mut grads, &mut |_, _| ()).unwrap();
+    assert_eq!(loss, 12.0);
+    assert_eq!(grads[0], [2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+}
+
+#[test]
+fn executors_move_between_threads_and_tell_what_they_need() {
+    fn check<T: Send>(_: &T) {}
+    let program = gpt(&config(), 2).unwrap();
+    let executor = Executor::new(&program, 1, Precision::F32).unwrap();
+    check(&executor);
+    assert_eq!(Executor::bytes_needed(&program).unwrap(), executor.memory_bytes());
+}
