@@ -103,10 +103,6 @@ impl Nodes {
         Self { secret: SwarmSecret::generate().reveal(), nodes, first_end: None, setup }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.nodes.len()
-    }
-
     pub(super) fn folder(&self) -> &Path {
         &self.setup.folder
     }
@@ -180,7 +176,7 @@ impl Nodes {
         let mut command = Command::new(program);
         what(&mut command);
         command
-            .args(["--listen", "127.0.0.1", "--no-mdns", "--exit-when-done", "--threads", &threads])
+            .args(["--listen", "127.0.0.1", "--no-mdns", "--threads", &threads])
             .arg("--dir")
             .arg(&node.dir)
             .args(["--name", &node.name])
