@@ -149,7 +149,7 @@ pub(crate) enum Internal {
 pub async fn run(options: NodeOptions, start: Start, hub: StatusHub) -> anyhow::Result<Outcome> {
     std::fs::create_dir_all(&options.dir)
         .with_context(|| format!("cannot create the node's folder {}", options.dir.display()))?;
-    let (_ipc, commands) = ipc::serve(&options.dir, hub.clone())?;
+    let (ipc, commands) = ipc::serve(&options.dir, hub.clone())?;
     let identity = Identity::load_or_create(&options.dir)?;
     let incarnation = next_incarnation(&options.dir)?;
     let trace = match &options.trace {
@@ -187,6 +187,8 @@ pub async fn run(options: NodeOptions, start: Start, hub: StatusHub) -> anyhow::
         None => status.phase = Phase::Done,
     });
     node.net.shutdown().await;
+    // Whoever watches gets the last status, and whoever asked the node to leave its answer.
+    ipc.shutdown().await;
     outcome
 }
 
