@@ -119,8 +119,8 @@ impl Kill {
     async fn strike(&mut self, nodes: &mut Nodes, screen: &mut Screen) -> anyhow::Result<()> {
         let survivor = nodes.node(nodes.witness_index()).dir.clone();
         let before = ipc::status(&survivor).await?;
-        nodes.kill(VICTIM);
         let at = Instant::now();
+        nodes.kill(VICTIM);
         let name = nodes.node(VICTIM).name.clone();
         let step_before = step_of(&before);
         let step_s = before.job.map_or(0.0, |job| job.step_ms.total / 1000.0);
@@ -157,7 +157,7 @@ impl Kill {
         story.next_commit_s = Some(seconds);
         self.stage = Stage::Away { at };
         let text = format!(
-            "step {step} is committed {seconds:.2} s after the kill (a step takes {:.2} s): none is lost",
+            "step {step} is committed {seconds:.2} s later, none is lost (a step takes {:.2} s)",
             story.step_s
         );
         screen.tell(EventLevel::Good, &text)

@@ -42,10 +42,14 @@ impl fmt::Display for Report {
         writeln!(f)?;
         row(f, "text", &self.text)?;
         let nodes = if proof.nodes == 1 { "1 node" } else { &format!("{} nodes", proof.nodes) };
-        let training = format!(
-            "{nodes}, {:.1} million parameters in {}, {} steps of {} samples in {}",
+        let model = format!(
+            "a GPT of {:.1} million parameters, bytes as tokens, {}",
             proof.parameters as f64 / 1e6,
-            proof.precision,
+            proof.precision
+        );
+        row(f, "model", &model)?;
+        let training = format!(
+            "{nodes}, {} steps of {} samples in {}",
             human_number(proof.steps),
             proof.samples_per_step,
             human_duration(self.seconds),
@@ -93,15 +97,15 @@ impl fmt::Display for Report {
 }
 
 fn row(f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {
-    writeln!(f, "{name:<14} {value}")
+    writeln!(f, "{name:<13} {value}")
 }
 
 fn row_of_kill(f: &mut fmt::Formatter<'_>, kill: &Absence) -> fmt::Result {
     let story = &kill.story;
     let next = story.next_commit_s.map_or("no commit after it".to_owned(), |seconds| {
-        format!("next commit {seconds:.2} s later (a step took {:.2} s)", story.step_s)
+        format!("next commit {seconds:.2} s later, a step took {:.2} s", story.step_s)
     });
-    let text = format!("{} after step {}; {next}", story.node, story.step_before);
+    let text = format!("{} after step {}: {next}", story.node, story.step_before);
     row(f, "killed", &text)?;
     let back = match (kill.back_at_step, story.back_s) {
         (Some(step), Some(seconds)) => format!(

@@ -1,5 +1,6 @@
 //! All nodes in one picture.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::nodes::{Life, Node, Nodes};
@@ -11,6 +12,8 @@ use crate::status::{
 
 /// Shortest time between two pictures.
 const DRAW_INTERVAL: Duration = Duration::from_millis(90);
+/// How long a node's share is shown after it was told: between two steps it has none.
+const SHARE_SHOWN: Duration = Duration::from_secs(2);
 
 /// The demo's display.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub(super) struct Screen {
     /// The witness's next event that is not in `events` yet.
     witness_seq: u64,
     drawn: Option<Instant>,
+    /// Each node's last line with a share, by name.
+    shares: BTreeMap<String, (Instant, PeerStatus)>,
 }
 
 impl Screen {
@@ -40,6 +45,7 @@ impl Screen {
             events: EventLog::default(),
             witness_seq: 0,
             drawn: None,
+            shares: BTreeMap::new(),
         }
     }
 
@@ -80,7 +86,7 @@ impl Screen {
             }
             self.witness_seq = witness.events.next_seq();
         }
-        let mut status = NodeStatus { ..self.frame() };
+        let mut status = self.frame();
         if let Some(witness) = witness {
             status.phase = witness.phase;
             status.phase_note = witness.phase_note;
@@ -88,13 +94,31 @@ impl Screen {
             status.ledger = witness.ledger;
             status.checkpoint = witness.checkpoint;
         }
-        status.set_peers(nodes.iter().map(line).collect());
+        status.set_peers(nodes.iter().map(|node| self.line(node)).collect());
         self.dashboard.draw(&status, &self.title)?;
         Ok(())
     }
 
     pub(super) fn finish(self) -> std::io::Result<()> {
         self.dashboard.finish()
+    }
+
+    /// A node's line, with the share of the step before where it is between two steps or done.
+    fn line(&mut self, node: &Node) -> PeerStatus {
+        let line = line(node);
+        if line.slice.is_some() {
+            self.shares.insert(line.name.clone(), (Instant::now(), line.clone()));
+            return line;
+        }
+        match self.shares.get(&line.name) {
+            Some((_, last)) if matches!(node.life, Life::Ended) => {
+                PeerStatus { state: line.state, ..last.clone() }
+            }
+            Some((at, last)) if line.kind == PeerKind::Member && at.elapsed() < SHARE_SHOWN => {
+                last.clone()
+            }
+            _ => line,
+        }
     }
 
     fn frame(&self) -> NodeStatus {
@@ -134,7 +158,7 @@ fn line(node: &Node) -> PeerStatus {
 fn state(status: &NodeStatus) -> (PeerKind, String) {
     let waits = status.peers.first().is_none_or(|own| own.slice.is_none());
     match status.phase {
-        Phase::Training if waits => (PeerKind::Member, "no share yet".to_owned()),
+        Phase::Training if waits => (PeerKind::Member, "between steps".to_owned()),
         Phase::Training => (PeerKind::Member, String::new()),
         Phase::Joining => (PeerKind::Joining, "joins".to_owned()),
         Phase::Waiting => (PeerKind::Known, "waits for others".to_owned()),

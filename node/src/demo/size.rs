@@ -19,9 +19,9 @@ const MEASURE: Duration = Duration::from_millis(700);
 /// Time of a step's computation that hides the exchange well and still shows something happening.
 const STEP_S: f64 = 0.3;
 /// Bytes of gradient that a core can send and receive in a second, encrypted, over loopback.
-const EXCHANGE_BYTES_PER_S: f64 = 150e6;
+const EXCHANGE_BYTES_PER_S: f64 = 300e6;
 /// Parameters that a core updates in a second.
-const UPDATES_PER_S: f64 = 150e6;
+const UPDATES_PER_S: f64 = 300e6;
 /// Fewer steps than this teach a model of this size nothing: a smaller model is taken.
 const STEPS_WANTED: u64 = 40;
 const STEPS_MIN: u64 = 16;
