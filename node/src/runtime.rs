@@ -375,7 +375,12 @@ impl Node {
             NetEvent::Gossip { from, topic: Topic::Advert, bytes } => self.on_advert(from, &bytes),
             NetEvent::BootstrapFailed { addr, reason, retry_in } => {
                 let text = format!("{addr}: {reason}; next try in {} s", retry_in.as_secs().max(1));
-                self.hub.event(EventLevel::Warn, text);
+                // A node that has peers does not need this one: it may well be gone.
+                if self.connected.is_empty() {
+                    self.hub.event(EventLevel::Warn, text);
+                } else {
+                    tracing::debug!("{text}");
+                }
             }
             NetEvent::Gossip { .. } | NetEvent::Discovered { .. } => {}
         }
