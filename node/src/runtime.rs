@@ -33,6 +33,7 @@ use p2ptrain_protocol::view::{
     Advert, AdvertTable, DeviceAdvert, DeviceKind, JobSummary, LinkAdvert, SignedAdvert, ViewChange,
 };
 use p2ptrain_protocol::wire::{self, Kind};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use self::board::Board;
@@ -303,7 +304,8 @@ impl Node {
         let mut ticks = 0u64;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut terminate = terminate_signal()?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         loop {
             tokio::select! {
                 Some(event) = net.recv() => self.on_net(event),
@@ -316,7 +318,7 @@ impl Node {
                     ticks += 1;
                     self.refresh();
                 }
-                _ = tokio::signal::ctrl_c() => self.interrupt(),
+                _ = interrupt.recv() => self.interrupt(),
                 _ = terminate.recv() => self.interrupt(),
             }
             self.after_event();
@@ -371,6 +373,8 @@ impl Node {
             },
             NetEvent::Request { from, bytes, respond } => self.on_request(from, &bytes, respond),
             NetEvent::Gossip { from, topic: Topic::Advert, bytes } => self.on_advert(from, &bytes),
+            // With members at hand, a bootstrap address that is gone is no news.
+            NetEvent::BootstrapFailed { .. } if !self.connected.is_empty() => {}
             NetEvent::BootstrapFailed { addr, reason, retry_in } => {
                 let text = format!("{addr}: {reason}; next try in {} s", retry_in.as_secs().max(1));
                 self.hub.event(EventLevel::Warn, text);
@@ -540,9 +544,4 @@ fn next_incarnation(dir: &std::path::Path) -> anyhow::Result<Incarnation> {
         .and_then(|()| std::fs::rename(&temporary, &path))
         .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(Incarnation(next))
-}
-
-fn terminate_signal() -> anyhow::Result<tokio::signal::unix::Signal> {
-    use tokio::signal::unix::{SignalKind, signal};
-    signal(SignalKind::terminate()).context("cannot listen for SIGTERM")
 }

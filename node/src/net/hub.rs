@@ -310,7 +310,7 @@ impl Hub {
         bootstrap.pending = 0;
         let retry_in = bootstrap.attempts.failed();
         let addr = bootstrap.addr.clone();
-        tracing::warn!("no member at {addr} ({reason}); trying again in {retry_in:?}");
+        tracing::debug!("no member at {addr} ({reason}); trying again in {retry_in:?}");
         self.event(NetEvent::BootstrapFailed { addr, reason, retry_in }).await;
     }
 

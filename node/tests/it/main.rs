@@ -9,3 +9,4 @@ mod data_faults;
 mod ipc;
 mod job;
 mod net;
+mod losses;
