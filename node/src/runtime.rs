@@ -64,6 +64,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// How often a node advertises itself, in ticks. Newcomers are told at once.
 const ADVERT_TICKS: u64 = 8;
 
+/// How long a node with a checkpoint looks for peers that are still at its job, in ticks.
+const RESUME_TICKS: u64 = 10;
+
 /// What a node is made of.
 pub struct NodeOptions {
     /// Its folder.
@@ -175,7 +178,11 @@ pub async fn run(options: NodeOptions, start: Start, hub: StatusHub) -> anyhow::
     let mut node = Node::new(options, identity, incarnation, net, hub, internal, trace);
     node.announce();
     match start {
-        Start::Found(file, checkpoint) => node.prepare(*file, checkpoint.map(|c| *c), None),
+        Start::Found(file, None) => node.prepare(*file, None, None),
+        Start::Found(file, Some(checkpoint)) => {
+            node.options.job = Some(file.spec.id().to_hex());
+            node.resuming = Some((RESUME_TICKS, *file, *checkpoint));
+        }
         Start::Join => node.wait_for_job(),
     }
     let outcome = node.event_loop(net_events, internal_events, commands).await;
@@ -209,6 +216,9 @@ struct Node {
     offers: BTreeMap<PeerId, JobId>,
     /// A job is being fetched or prepared.
     preparing: bool,
+    /// A job to go on with from a checkpoint, and the tick at which that begins unless peers who
+    /// run it are found: then they are joined instead.
+    resuming: Option<(u64, JobFile, Checkpoint)>,
     job: Option<Box<JobRun>>,
     saving: u32,
     leaving: Vec<Reply>,
@@ -244,6 +254,7 @@ impl Node {
             connected: BTreeSet::new(),
             offers: BTreeMap::new(),
             preparing: false,
+            resuming: None,
             job: None,
             saving: 0,
             leaving: Vec::new(),
@@ -316,6 +327,11 @@ impl Node {
                         self.advertise();
                     }
                     ticks += 1;
+                    if self.resuming.as_ref().is_some_and(|(at, ..)| *at <= ticks)
+                        && let Some((_, file, checkpoint)) = self.resuming.take()
+                    {
+                        self.prepare(file, Some(checkpoint), None);
+                    }
                     self.refresh();
                 }
                 _ = interrupt.recv() => self.interrupt(),
@@ -426,6 +442,7 @@ impl Node {
         let peers: Vec<PeerId> =
             self.offers.iter().filter(|(_, offer)| **offer == job).map(|(peer, _)| *peer).collect();
         self.preparing = true;
+        self.resuming = None;
         self.hub.update(|status| {
             status.phase = Phase::Joining;
             status.phase_note = format!("job {job}");
