@@ -321,9 +321,7 @@ impl Ledger {
 /// Checks the lines of a ledger, its header first, and says what they prove.
 pub fn audit<S: AsRef<str>>(lines: impl IntoIterator<Item = S>) -> Result<AuditReport, AuditError> {
     let mut ledger: Option<Ledger> = None;
-    let mut line = 0;
-    for text in lines {
-        line += 1;
+    for (line, text) in (1..).zip(lines) {
         let text = text.as_ref();
         let checked = match &mut ledger {
             None => LedgerHeader::parse_line(text).and_then(Ledger::new).map(|l| ledger = Some(l)),
@@ -569,7 +567,7 @@ mod tests {
         check_audit_refused(Vec::clear, "ledger line 1: expected a ledger's first line, got \"\"");
         check_audit_refused(
             |lines| lines[1].push_str(&" ".repeat(limits::LEDGER_LINE_BYTES_MAX)),
-            "ledger line 2: line of 1048768 bytes, at most 1048576 are allowed",
+            "ledger line 2: line of 1048811 bytes, at most 1048576 are allowed",
         );
     }
 

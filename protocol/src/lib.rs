@@ -19,6 +19,7 @@
 //! | [`checkpoint`] | the digests of the state | a manifest against which each chunk can be verified |
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+#![allow(clippy::single_range_in_vec_init, reason = "shares are lists of ranges, often of one")]
 
 pub mod checkpoint;
 pub mod collective;

@@ -203,10 +203,12 @@ pub fn from_bytes<T: Decode<()>>(kind: Kind, body: &[u8]) -> Result<T, WireError
     if body.len() > limits::MESSAGE_BYTES_MAX {
         return Err(WireError::TooLarge { limit: limits::MESSAGE_BYTES_MAX, got: body.len() });
     }
-    let decoded = match body.len() {
-        ..=SMALL_BYTES_MAX => bincode::decode_from_slice(body, decode_config::<SMALL_CLAIM>()),
-        ..=MEDIUM_BYTES_MAX => bincode::decode_from_slice(body, decode_config::<MEDIUM_CLAIM>()),
-        _ => bincode::decode_from_slice(body, decode_config::<{ limits::DECODE_BYTES_MAX }>()),
+    let decoded = if body.len() <= SMALL_BYTES_MAX {
+        bincode::decode_from_slice(body, decode_config::<SMALL_CLAIM>())
+    } else if body.len() <= MEDIUM_BYTES_MAX {
+        bincode::decode_from_slice(body, decode_config::<MEDIUM_CLAIM>())
+    } else {
+        bincode::decode_from_slice(body, decode_config::<{ limits::DECODE_BYTES_MAX }>())
     };
     let (value, used) =
         decoded.map_err(|cause| WireError::Body { kind, cause: cause.to_string() })?;

@@ -120,6 +120,8 @@ pub enum RefusalReason {
         /// How many there are.
         members: usize,
     },
+    /// No member remains that could give it the parameters.
+    NobodyStays,
     /// The view has no place left.
     Full,
 }
@@ -136,6 +138,7 @@ impl fmt::Display for RefusalReason {
             Self::Unreached { by, members } => {
                 write!(f, "{by} and {} others can't reach it yet", members - 1)
             }
+            Self::NobodyStays => f.write_str("no member remains to give it the parameters"),
             Self::Full => write!(f, "the view has all of its {} members", limits::MEMBERS_MAX),
         }
     }
@@ -213,9 +216,9 @@ impl View {
     /// - Members that are dead, that leave, that a newer incarnation supersedes, or that are not in `group`
     ///   are out.
     /// - The others are synced, and have the speed that they measured.
-    /// - A candidate is in if every remaining member lists its newest listed incarnation, and no dead
-    ///   incarnation of it is that new. It comes in unsynced. Where members state different speeds of it,
-    ///   the slowest counts.
+    /// - A candidate is in if somebody remains, every remaining member lists its newest listed incarnation,
+    ///   and no dead incarnation of it is that new. It comes in unsynced. Where members state different
+    ///   speeds of it, the slowest counts.
     ///
     /// Changes come sorted by kind (removed, admitted, refused, synced, speed), then by peer.
     #[must_use]
@@ -322,6 +325,9 @@ fn refusal(
     let left = before.member(&peer).is_none_or(|member| member.incarnation >= incarnation);
     if left && merged.leaves.contains(&peer) {
         return Some(RefusalReason::Left);
+    }
+    if staying.members.is_empty() {
+        return Some(RefusalReason::NobodyStays);
     }
     let lists = |member: &PeerId| {
         let listed = news.get(member).and_then(|news| news.joins.get(&peer));
@@ -503,6 +509,41 @@ mod tests {
         let text =
             "02020202 (incarnation 10) is out: it was not in the group that finished the step";
         check(&view(&[1, 2]), &[1, 9], &news, &[(1, 10, true)], &[text]);
+    }
+
+    #[test]
+    fn nobody_joins_where_nobody_stays() {
+        let leaving = News { leaves: group(&[1]).into_iter().collect(), ..joining(5, 3) };
+        check(
+            &view(&[1]),
+            &[1],
+            &[(1, leaving)],
+            &[],
+            &[
+                "01010101 (incarnation 10) is out: it asked to leave",
+                "05050505 (incarnation 3) does not join now: no member remains to give it the \
+                 parameters",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_candidate_that_leaves_at_once_does_not_join() {
+        let leaving = News { leaves: group(&[5]).into_iter().collect(), ..joining(5, 3) };
+        let text = "05050505 (incarnation 3) does not join now: it asked to leave";
+        check(&view(&[1]), &[1], &[(1, leaving)], &[(1, 10, true)], &[text]);
+        // A member's wish to leave does not concern its next incarnation.
+        let restarted = News { leaves: group(&[2]).into_iter().collect(), ..joining(2, 11) };
+        check(
+            &view(&[1, 2]),
+            &[1, 2],
+            &[(1, restarted)],
+            &[(1, 10, true), (2, 11, false)],
+            &[
+                "02020202 (incarnation 10) is out: it asked to leave",
+                "02020202 (incarnation 11) is in: every member reaches it",
+            ],
+        );
     }
 
     #[test]

@@ -158,6 +158,20 @@ fn a_killed_peer_loses_no_sample_and_joins_again_with_a_new_incarnation() {
     assert_eq!((report.steps, report.redone_steps), (5, 1));
 }
 
+/// Peers of different machines must agree to the byte; a change of any of these is a new protocol version.
+#[test]
+fn digests_and_plans_are_fixed_for_good() {
+    let job = Job::new(0..5);
+    let digest = job.view.digest().to_hex();
+    assert_eq!(digest, "ebdf21eee725f89895a379dfaf0f66ee40a5da24d91b1c5df717b6994d0112c8");
+    let mut equal = job.view.members.clone();
+    equal.iter_mut().for_each(|member| member.us_per_microbatch = 100);
+    let (ranges, _) = assign(&equal, ITEMS, 3);
+    assert_eq!(ranges, [0..2, 2..4, 4..7, 7..10, 10..12]);
+    let (redone, _) = redistribute(&equal, &[0..3], &vec![vec![]; 5], 3);
+    assert_eq!(redone, [vec![], vec![], vec![0..1], vec![1..2], vec![2..3]]);
+}
+
 #[test]
 fn a_whole_epoch_of_data_is_read_once_whoever_came_and_went() {
     let n = NonZeroU64::new(48).expect("not zero");
