@@ -73,6 +73,7 @@ impl Bulk {
         member: handshake::Member,
         tuning: Tuning,
     ) -> io::Result<Self> {
+        tuning::keep_freed_memory();
         let runtime = Arc::new(TokioRuntime);
         let socket = runtime.wrap_udp_socket(socket)?;
         let credentials = tls::Credentials::new(identity).map_err(io::Error::other)?;
