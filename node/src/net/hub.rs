@@ -600,8 +600,9 @@ impl Hub {
     }
 
     fn command(&self, command: Command) {
-        if let Err(e) = self.shared.control.try_send(command) {
-            tracing::warn!("the control plane is too busy: {e}");
+        if let Err(mpsc::error::TrySendError::Full(command)) = self.shared.control.try_send(command)
+        {
+            tracing::warn!(?command, "the control plane is too busy");
         }
     }
 }
