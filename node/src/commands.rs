@@ -38,6 +38,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitKind> {
         Command::Join(args) => join(global, args).await,
         Command::Resume(args) => resume(global, args).await,
         Command::Submit(args) => submit(global, args).await,
+        Command::Demo(args) => crate::demo::demo(global, args).await,
         _ => anyhow::bail!("not a command of this dispatcher"),
     }
 }

@@ -6,6 +6,7 @@ mod cli;
 mod dashboard;
 mod data;
 mod data_faults;
+mod demo;
 mod ipc;
 mod job;
 mod net;
