@@ -274,6 +274,15 @@ impl Machine {
     }
 }
 
+/// Bytes of the arena that an [`Executor`] for training allocates, known without allocating it.
+pub fn training_arena_bytes(program: &Program) -> Result<usize, ExecError> {
+    program.verify()?;
+    let train = Compiled::new(training_program(program)?, LOSS)?;
+    let evaluation = Compiled::new(forward_program(program, LOSS)?, LOSS)?;
+    let len = train.arena_len().max(evaluation.arena_len());
+    Ok(len.saturating_mul(size_of::<f32>()))
+}
+
 /// Forward and backward of the output `loss`, after all passes.
 pub fn training_program(program: &Program) -> Result<Program, ExecError> {
     let forward = passes::keep_outputs(program, &[LOSS])?;
