@@ -137,6 +137,24 @@ impl Oracle {
         self.ledger.report()
     }
 
+    /// Whether all that `dying` committed stays in the world with `heir`. In one group it always does: what one has
+    /// committed, all hold. Where links were cut, the other may be the one that could not go on.
+    pub(crate) fn outlives(&self, heir: (usize, u64), dying: (usize, u64)) -> bool {
+        let next = |of| self.next.get(&of).copied().unwrap_or(Step(0));
+        !self.links_cut || next(heir) >= next(dying)
+    }
+
+    /// Whether another living node has committed `step`.
+    pub(crate) fn others_beyond(
+        &self,
+        node: usize,
+        step: Step,
+        living: impl Fn(usize, u64) -> bool,
+    ) -> bool {
+        let beyond = |(of, life): (usize, u64), next| of != node && next > step && living(of, life);
+        self.next.iter().any(|(of, next)| beyond(*of, *next))
+    }
+
     /// A node has the state before `step` in place and will commit that step first.
     pub(crate) fn fetched(
         &mut self,

@@ -47,6 +47,7 @@ pub struct Scenario {
     pub(crate) apply_us: u64,
     pub(crate) state_bytes: u64,
     pub(crate) limit_us: u64,
+    pub(crate) may_stall: bool,
 }
 
 /// What came of a run in which everything was true that must be.
@@ -121,6 +122,7 @@ impl Scenario {
             apply_us: 3_000,
             state_bytes: 1 << 20,
             limit_us: 600_000_000,
+            may_stall: false,
         }
     }
 
@@ -183,6 +185,36 @@ impl Scenario {
             self.faults.push((at_us, Fault::Kill { node }));
             self.faults.push((at_us + pause_us, Fault::Restart { node }));
         }
+        self
+    }
+
+    /// Links are cut and heal, `times` times at random moments of `within_us`.
+    pub fn random_cuts(mut self, times: u64, within_us: u64) -> Self {
+        let mut random = Random::new(self.seed ^ 0x6375_7473);
+        for _ in 0..times {
+            let a = random.below(self.nodes.len() as u64) as usize;
+            let b = (a + 1 + random.below(self.nodes.len() as u64 - 1) as usize) % self.nodes.len();
+            let at_us = random.below(within_us);
+            let pause_us = random.within(100_000..=4_000_000);
+            self.faults.push((at_us, Fault::Cut { a, b }));
+            self.faults.push((at_us + pause_us, Fault::Heal { a, b }));
+        }
+        self
+    }
+
+    /// One node is cut off from all others for a while.
+    pub fn isolate(mut self, node: usize, span_us: std::ops::Range<u64>) -> Self {
+        for other in (0..self.nodes.len()).filter(|other| *other != node) {
+            self.faults.push((span_us.start, Fault::Cut { a: node, b: other }));
+            self.faults.push((span_us.end, Fault::Heal { a: node, b: other }));
+        }
+        self
+    }
+
+    /// A group that may not go on, for want of a quorum, is an outcome and no failure. The run also ends, without
+    /// failure, where such a group goes on after all who went on without it are gone.
+    pub fn may_stall(mut self) -> Self {
+        self.may_stall = true;
         self
     }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use p2ptrain_node::driver::{Driver, Event};
 use p2ptrain_node::effect::End;
 use p2ptrain_protocol::id::{Incarnation, PeerId, Step};
-use p2ptrain_protocol::peer::{Message, Notice, OrderReport, Peer, PieceHeader};
+use p2ptrain_protocol::peer::{Message, Notice, OrderReport, Peer, PieceHeader, Role};
 use p2ptrain_protocol::wire::{self, Kind};
 
 use crate::clock::Clock;
@@ -68,6 +68,8 @@ pub(crate) struct World {
     /// Moments of kills after which nothing was committed yet, with the dead node.
     open_kills: Vec<(u64, usize)>,
     kill_to_commit_us: Vec<u64>,
+    /// A group that could not go on did so after all others were gone, from where it stood.
+    forked: bool,
 }
 
 impl World {
@@ -110,6 +112,7 @@ impl World {
             notices: Vec::new(),
             open_kills: Vec::new(),
             kill_to_commit_us: Vec::new(),
+            forked: false,
             scenario,
         }
     }
@@ -145,15 +148,18 @@ impl World {
             starts -= usize::from(matches!(happening, Happening::Start { .. }));
             self.handle(happening)?;
             let over = faults == 0 && starts == 0 && self.nodes.iter().all(|node| !node.alive);
-            if over {
+            if over || self.forked {
                 break;
             }
             if self.clock.now_us() > self.scenario.limit_us {
                 return Err(self.stuck());
             }
         }
-        let all_ended = self.nodes.iter().all(|node| !node.alive);
-        if all_ended { Ok(()) } else { Err(self.stuck()) }
+        // Who starts after the end finds nobody to join.
+        let finished = self.nodes.iter().any(|node| node.end == Some(End::Finished));
+        let waits = |node: &Node| finished && node.driver.peer().hello().role == Role::Joining;
+        let all_ended = self.nodes.iter().all(|node| !node.alive || waits(node));
+        if all_ended || self.scenario.may_stall { Ok(()) } else { Err(self.stuck()) }
     }
 
     fn stuck(&self) -> Violation {
@@ -318,7 +324,15 @@ impl World {
                 Effect::Committed(commit) => {
                     let (nodes, life) = (&self.nodes, self.nodes[node].life);
                     let living = |node: usize, life| nodes[node].alive && nodes[node].life == life;
-                    self.oracle.committed(node, life, &commit, living)?;
+                    let survivors = self.oracle.others_beyond(node, commit.step, &living);
+                    match self.oracle.committed(node, life, &commit, living) {
+                        // Nobody lives who knows of the other history: the run ends here.
+                        Err(Violation::Split { .. }) if self.scenario.may_stall && !survivors => {
+                            self.forked = true;
+                            return Ok(());
+                        }
+                        result => result?,
+                    }
                     self.count_kills(node);
                 }
                 Effect::Notice(notice) => {
@@ -512,10 +526,11 @@ impl World {
     }
 
     fn kill(&mut self, node: usize) {
+        let own_life = self.nodes[node].life;
         let survives = self.nodes.iter().enumerate().any(|(index, other)| {
-            let trains = other.driver.peer().attempt().is_some_and(|a| a.group().len() > 1)
-                || other.driver.peer().view().is_some();
-            index != node && other.alive && other.state.is_some() && trains
+            let holds =
+                other.alive && other.state.is_some() && other.driver.peer().view().is_some();
+            index != node && holds && self.oracle.outlives((index, other.life), (node, own_life))
         });
         if !self.nodes[node].alive || !survives {
             return;

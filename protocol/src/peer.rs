@@ -238,6 +238,13 @@ pub enum Output {
         /// Where they go; nowhere at the last rank.
         forward: Option<Forward>,
     },
+    /// The bucket is reduced: nothing of it is on its way to this peer any more.
+    Reduced {
+        /// The step.
+        step: Step,
+        /// The bucket.
+        bucket: u32,
+    },
     /// Drop the bytes kept under this header.
     Discard(PieceHeader),
     /// Drop all bytes kept for this attempt.
@@ -730,6 +737,8 @@ impl Peer {
         self.drop_attempt();
         self.phase = Phase::Joining;
         self.incarnation = Incarnation(self.incarnation.0 + 1);
+        // Whom this peer merely doubted, the group that it now joins has kept.
+        self.known_lost.retain(|_, (_, certain)| *certain);
         for (_, header, _) in std::mem::take(&mut self.early).pieces {
             self.outputs.push_back(Output::Discard(header));
         }

@@ -9,6 +9,11 @@ fn run(scenario: Scenario) -> Outcome {
     scenario.run().unwrap_or_else(|failure| panic!("{failure}"))
 }
 
+/// How many living nodes were taken for dead, or had to follow another group.
+fn fenced(outcome: &Outcome) -> usize {
+    outcome.notices.iter().filter(|(_, notice)| matches!(notice, Notice::Fenced { .. })).count()
+}
+
 #[test]
 fn groups_of_every_small_size_train_to_the_end() {
     for nodes in 1..=6 {
@@ -40,6 +45,7 @@ fn nodes_that_die_and_return_all_the_time_do_not_disturb_the_result() {
             let scenario = Scenario::new(seed, nodes).link(link).steps(15);
             let outcome = run(scenario.random_kills(6, 3_000_000));
             assert_eq!(outcome.ledger.steps, 15, "seed {seed}");
+            assert_eq!(fenced(&outcome), 0, "seed {seed}: {:?}", outcome.notices);
         }
     }
 }
@@ -90,5 +96,6 @@ fn a_late_node_joins_a_running_job() {
         let outcome = run(scenario);
         assert_eq!(outcome.ends, [Some(End::Finished); 3], "seed {seed}");
         assert_eq!(outcome.ledger.samples_by_peer.len(), 3, "seed {seed}");
+        assert_eq!(fenced(&outcome), 0, "seed {seed}: {:?}", outcome.notices);
     }
 }

@@ -2,4 +2,5 @@
 
 mod determinism;
 mod faults;
+mod partitions;
 mod speed;

@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use p2ptrain_kernels::exec::{training_arena_bytes, training_program};
+use p2ptrain_kernels::exec::training_program;
 use p2ptrain_kernels::op::matmul;
 use p2ptrain_kernels::primitive::pool::Pool;
 use p2ptrain_kernels::program::BlockInfo;
-use p2ptrain_kernels::{Program, init_params};
+use p2ptrain_kernels::{Executor, Program, init_params};
 use p2ptrain_protocol::id::{Incarnation, PeerId};
 use p2ptrain_protocol::limits::{MEMBERS_MAX, US_PER_MICROBATCH_MAX};
 use p2ptrain_protocol::planner;
@@ -233,7 +233,7 @@ impl Memory {
         let parameters = 4 * program.param_elements() as u64;
         let optimizer =
             if Optimizer::has_second_moment(spec) { 2 * parameters } else { parameters };
-        let activations = training_arena_bytes(program)? as u64;
+        let activations = Executor::bytes_needed(program)? as u64;
         let checkpoint_copy = parameters + optimizer;
         let gradients = parameters;
         let total = parameters + gradients + optimizer + activations + checkpoint_copy;

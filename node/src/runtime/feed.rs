@@ -25,8 +25,16 @@ const RETRY: Duration = Duration::from_millis(200);
 /// Asks connected peers for chunks.
 #[derive(Clone)]
 pub(super) struct PeerChunks {
-    pub(super) net: NetHandle,
-    pub(super) job: JobId,
+    net: NetHandle,
+    job: JobId,
+    /// Turns the assignment of chunks to peers with each round, as it is not known who has what.
+    turn: usize,
+}
+
+impl PeerChunks {
+    pub(super) fn new(net: NetHandle, job: JobId) -> Self {
+        Self { net, job, turn: 0 }
+    }
 }
 
 impl ChunkSource for PeerChunks {
@@ -41,9 +49,9 @@ impl ChunkSource for PeerChunks {
         if peers.is_empty() {
             return Err(FetchError("no peer is connected".to_owned()));
         }
-        // Each peer is asked for its part, so that all links work at once. Which peer lacks which
-        // chunk is not known: the next round turns the assignment.
-        let turn = chunks.first().copied().unwrap_or(0) as usize;
+        // Each peer is asked for its part, so that all links work at once.
+        self.turn += 1;
+        let turn = self.turn;
         let mut requests = JoinSet::new();
         for (index, part) in chunks.chunks(chunks.len().div_ceil(peers.len())).enumerate() {
             let peer = peers[(index + turn) % peers.len()];

@@ -75,7 +75,7 @@ impl JobRun {
         };
         let state = SharedState::new(state);
         let stop = Arc::new(AtomicBool::new(false));
-        let source = PeerChunks { net: place.net.clone(), job: id };
+        let source = PeerChunks::new(place.net.clone(), id);
         tokio::spawn(fill_all(Arc::clone(&store), source.clone(), Arc::clone(&stop)));
         let runtime = tokio::runtime::Handle::current();
         let feed = Feed::new(samples, &spec, source, runtime, Arc::clone(&stop));
@@ -230,6 +230,10 @@ impl Effects for NodeEffects {
     fn send_piece(&mut self, to: PeerId, header: PieceHeader, payload: Bytes) {
         let result = self.net.send_chunk(to, &wire::encode(Kind::Piece, &header), payload);
         self.sent(to, result);
+    }
+
+    fn reduced(&mut self, _step: Step, bucket: u32) {
+        self.trace.instant("gradient reduced", u64::from(bucket));
     }
 
     fn refuse(&mut self, peer: PeerId, reason: String) {

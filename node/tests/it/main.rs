@@ -9,6 +9,8 @@ mod commands_files;
 mod dashboard;
 mod data;
 mod data_faults;
+mod demo;
 mod ipc;
 mod job;
 mod net;
+mod losses;

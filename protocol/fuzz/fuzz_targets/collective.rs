@@ -21,8 +21,7 @@ fuzz_target!(|data: &[u8]| {
             ring.handle_local_ready();
         }
         let phase = if kind & 1 == 0 { Phase::Reduce } else { Phase::Gather };
-        let piece =
-            PieceId { phase, hop: hop.into(), chunk: chunk.into(), piece: piece.into() };
+        let piece = PieceId { phase, hop: hop.into(), chunk: chunk.into(), piece: piece.into() };
         // Most pieces come from the right rank with the right length, so that some are accepted.
         let from = if kind & 6 == 6 { u16::from(kind) } else { before };
         let right_len = ring.range_of(piece).map_or(0, |range| range.len());

@@ -22,6 +22,9 @@ enum Event {
     Kill { node: usize },
     Restart { node: usize },
     Leave { node: usize },
+    /// Cuts all links between the nodes below `at` and the others.
+    Cut { at: usize },
+    Heal,
 }
 
 #[derive(Clone, Debug)]
@@ -60,6 +63,7 @@ struct Sim {
     notices: Vec<(usize, Notice)>,
     eval_losses: BTreeMap<u64, Option<f64>>,
     history: VecDeque<String>,
+    cut: Option<usize>,
 }
 
 /// A failing run prints what led to it.
@@ -108,6 +112,7 @@ impl Sim {
             notices: Vec::new(),
             eval_losses: BTreeMap::new(),
             history: VecDeque::new(),
+            cut: None,
         };
         for node in 0..nodes {
             let peer = if node == 0 {
@@ -124,6 +129,15 @@ impl Sim {
             }
         }
         sim
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let nodes = self.nodes.len();
+        (0..nodes).flat_map(move |a| (0..nodes).map(move |b| (a, b))).filter(|(a, b)| a != b)
+    }
+
+    fn is_cut(&self, a: usize, b: usize) -> bool {
+        self.cut.is_some_and(|at| (a < at) != (b < at))
     }
 
     fn random(&mut self, bound: u64) -> u64 {
@@ -169,9 +183,11 @@ impl Sim {
         match event {
             Event::Message { from, from_life, to, index } => {
                 let packet = self.packets.remove(&index).expect("each packet arrives once");
-                let receiver = &mut self.nodes[to];
+                let receiver = &self.nodes[to];
                 let linked = receiver.connected.contains(&from);
-                if !receiver.alive || !linked || self.nodes[from].life != from_life {
+                let cut = self.is_cut(from, to);
+                let receiver = &mut self.nodes[to];
+                if !receiver.alive || !linked || cut || self.nodes[from].life != from_life {
                     return;
                 }
                 let receiver = &mut self.nodes[to];
@@ -215,7 +231,7 @@ impl Sim {
                 }
             }
             Event::Connect { a, b } => {
-                if self.nodes[a].alive && self.nodes[b].alive {
+                if self.nodes[a].alive && self.nodes[b].alive && !self.is_cut(a, b) {
                     for (x, y) in [(a, b), (b, a)] {
                         if self.nodes[x].connected.insert(y) {
                             self.nodes[x].peer.handle_connected(id(y));
@@ -226,6 +242,19 @@ impl Sim {
             Event::Kill { node } => self.kill(node),
             Event::Restart { node } => self.restart(node),
             Event::Leave { node } => self.nodes[node].peer.leave(),
+            Event::Cut { at } => {
+                self.cut = Some(at);
+                for (node, who) in self.pairs().filter(|(a, b)| (*a < at) != (*b < at)) {
+                    let (delay, life) = (1 + self.random(60), self.nodes[who].life);
+                    self.at(delay, Event::Lost { node, who, life, certain: false });
+                }
+            }
+            Event::Heal => {
+                self.cut = None;
+                for (a, b) in self.pairs().filter(|(a, b)| a < b) {
+                    self.at(1, Event::Connect { a, b });
+                }
+            }
         }
     }
 
@@ -354,6 +383,7 @@ impl Sim {
                         self.transmit(node, forward.to, Packet::Piece(forward.header, data));
                     }
                 }
+                Output::Reduced { .. } => {}
                 Output::Discard(header) => drop(self.nodes[node].kept.remove(&header)),
                 Output::DropAttempt(attempt) => {
                     self.nodes[node].kept.retain(|header, _| header.attempt != attempt);
@@ -370,7 +400,7 @@ impl Sim {
                 }
                 Output::Commit(commit) => self.commit(node, &commit),
                 Output::Notice(notice) => self.notices.push((node, notice)),
-                Output::NewIncarnation(incarnation) => assert!(incarnation.0 > life),
+                Output::NewIncarnation(incarnation) => assert!(incarnation.0 > 1),
                 Output::Left | Output::Finished => {
                     self.nodes[node].ended = true;
                     self.nodes[node].alive = false;
@@ -432,8 +462,11 @@ impl Sim {
         let commits = self.commits.entry(step).or_default();
         for ((other, other_life), (attempt, view)) in commits.iter() {
             assert_eq!(*attempt, commit.entry.attempt, "step {step}: one attempt is committed");
-            // The view of a node that died at once is nobody's view any more.
-            if self.nodes[*other].alive && self.nodes[*other].life == *other_life {
+            // The view of a node that died at once, or was cut off, is nobody's view any more.
+            let apart = self.cut.is_some_and(|at| (node < at) != (*other < at));
+            let other = &self.nodes[*other];
+            let acts = matches!(other.peer.hello().role, Role::Member | Role::Idle);
+            if other.alive && other.life == *other_life && acts && !apart {
                 assert_eq!(*view, commit.next_view, "step {step}: one next view");
             }
         }
@@ -572,5 +605,20 @@ fn a_leaver_finishes_its_step_and_the_others_go_on_without_redoing_anything() {
         assert_eq!(sim.finished(), 3, "seed {seed}");
         let redone = sim.notices.iter().any(|(_, n)| matches!(n, Notice::Redo { .. }));
         assert!(!redone, "seed {seed}: {:?}", sim.notices);
+    }
+}
+
+#[test]
+fn after_a_partition_only_the_larger_side_goes_on_and_the_other_joins_again() {
+    for (nodes, at) in [(3, 1), (3, 2), (5, 2), (5, 3), (4, 2), (2, 1)] {
+        for seed in 0..60 {
+            let sim = check(nodes, 30, seed, |sim| {
+                let when = 300 + sim.random(400);
+                sim.at(when, Event::Cut { at });
+                let heal = when + 300 + sim.random(400);
+                sim.at(heal, Event::Heal);
+            });
+            assert_eq!(sim.finished(), nodes, "{nodes} nodes cut at {at}, seed {seed}");
+        }
     }
 }
