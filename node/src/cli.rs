@@ -15,9 +15,9 @@ use clap::Parser as _;
 use clap::error::ErrorKind;
 
 pub use self::args::{
-    BenchArgs, BenchKind, BenchPrecision, Cli, Command, CompletionsArgs, DemoArgs, Device, DoctorArgs, ExportArgs,
-    GenerateArgs, Global, JoinArgs, LeaveArgs, LedgerArgs, LogLevel, NodeArgs, PlanArgs,
-    ResumeArgs, RunArgs, StatusArgs, SubmitArgs, SwarmKeyArgs, WatchArgs,
+    BenchArgs, BenchKind, BenchPrecision, Cli, Command, CompletionsArgs, DemoArgs, Device,
+    DoctorArgs, ExportArgs, GenerateArgs, Global, JoinArgs, LeaveArgs, LedgerArgs, LogLevel,
+    NodeArgs, PlanArgs, ResumeArgs, RunArgs, StatusArgs, SubmitArgs, SwarmKeyArgs, WatchArgs,
 };
 pub use self::commands::{completions, doctor, leave, status, submit, watch};
 pub use self::error::{ExitKind, Hint, UsageError, finish, render_json, render_text};

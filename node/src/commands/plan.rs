@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use p2ptrain_kernels::exec::training_program;
 use p2ptrain_kernels::op::matmul;
 use p2ptrain_kernels::primitive::pool::Pool;
+use p2ptrain_kernels::program::BlockInfo;
 use p2ptrain_kernels::{Executor, Program, init_params};
 use p2ptrain_protocol::id::{Incarnation, PeerId};
 use p2ptrain_protocol::limits::{MEMBERS_MAX, US_PER_MICROBATCH_MAX};
@@ -157,8 +158,14 @@ impl Report {
                 human_bytes(memory.available)
             ));
         }
+        if machine.load_permille as usize > 500 * machine.cores {
+            warnings.push(format!(
+                "this machine is busy (load {:.1} of {} cores): it will be faster when it is free",
+                f64::from(machine.load_permille) / 1e3,
+                machine.cores
+            ));
+        }
         check_data(file, &mut warnings);
-        let flops = training_program(&program)?.flops();
         let measured = if fits { Some(measure_model(spec, &program, threads)?) } else { None };
         let members = members(status, measured.as_ref());
         let (shares, finish_us) = share_out(spec, &members);
@@ -169,36 +176,43 @@ impl Report {
                 members.len()
             ));
         }
-        let parameters = program.param_elements() as u64;
-        let step_seconds =
-            measured.as_ref().map(|it| (finish_us + it.us_per_update) as f64 / 1e6);
+        let update_us = measured.as_ref().map(|it| it.us_per_update);
         let peers = members.len() as u64;
-        let micro_batches = spec.batch.micro_batches();
+        let model = Model::of(&program);
         Ok(Self {
             job: spec.name.clone(),
-            model: Model {
-                parameters,
-                blocks: program
-                    .blocks()
-                    .iter()
-                    .map(|it| Block { name: it.name.clone(), parameters: it.len as u64 })
-                    .collect(),
-            },
+            exchange_bytes: 2 * 4 * model.parameters * (peers - 1) / peers,
+            model,
             memory,
-            work: Work {
-                steps: spec.steps,
-                samples_per_step: spec.batch.global,
-                tokens_per_step: u64::from(spec.batch.global) * u64::from(spec.model.block_size()),
-                micro_batches,
-                flops_per_micro_batch: flops,
-                flops_per_step: flops * u64::from(micro_batches),
-            },
+            work: Work::of(spec, &program)?,
             machine,
             measured,
             shares,
-            step_seconds,
-            exchange_bytes: 2 * 4 * parameters * (peers - 1) / peers,
+            step_seconds: update_us.map(|update_us| (finish_us + update_us) as f64 / 1e6),
             warnings,
+        })
+    }
+}
+
+impl Model {
+    fn of(program: &Program) -> Self {
+        let block = |it: &BlockInfo| Block { name: it.name.clone(), parameters: it.len as u64 };
+        let parameters = program.param_elements() as u64;
+        Self { parameters, blocks: program.blocks().iter().map(block).collect() }
+    }
+}
+
+impl Work {
+    fn of(spec: &JobSpec, program: &Program) -> anyhow::Result<Self> {
+        let flops = training_program(program)?.flops();
+        let micro_batches = spec.batch.micro_batches();
+        Ok(Self {
+            steps: spec.steps,
+            samples_per_step: spec.batch.global,
+            tokens_per_step: u64::from(spec.batch.global) * u64::from(spec.model.block_size()),
+            micro_batches,
+            flops_per_micro_batch: flops,
+            flops_per_step: flops.saturating_mul(micro_batches.into()),
         })
     }
 }
@@ -246,7 +260,12 @@ fn check_data(file: &JobFile, warnings: &mut Vec<String>) {
     // A byte is a token.
     let samples = source.bytes() / sample;
     let wanted = u64::from(spec.batch.global).saturating_mul(spec.steps);
-    if samples < u64::from(spec.batch.global) {
+    if samples == 0 {
+        warnings.push(format!(
+            "the data is too short: {} bytes, and one sample has {sample}",
+            source.bytes()
+        ));
+    } else if samples < u64::from(spec.batch.global) {
         warnings.push(format!(
             "the data has about {samples} samples, less than one step's {}: each step repeats some",
             spec.batch.global
@@ -313,10 +332,8 @@ fn members(status: Option<&NodeStatus>, measured: Option<&Measured>) -> Vec<Name
     let own_speed = own.and_then(|peer| peer.samples_per_s).filter(|speed| *speed > 0.0);
     let me = status.peer.parse().unwrap_or(PeerId::from_bytes([0; 32]));
     let mut members = vec![named(&status.name, me, us as f64)];
-    let others = status
-        .peers
-        .iter()
-        .filter(|peer| !matches!(peer.kind, PeerKind::Itself | PeerKind::Lost));
+    let others =
+        status.peers.iter().filter(|peer| !matches!(peer.kind, PeerKind::Itself | PeerKind::Lost));
     for peer in others.take(MEMBERS_MAX - 1) {
         let speed = peer.samples_per_s.filter(|speed| *speed > 0.0);
         // A time of 0 says that it was not measured.
@@ -453,17 +470,12 @@ impl Report {
     fn write_shares(&self, out: &mut String) -> std::fmt::Result {
         writeln!(out, "\nPlan")?;
         for share in &self.shares {
-            writeln!(
-                out,
-                "  {} ({}): {} micro-batches, {}..{}, in {}: {}",
-                share.name,
-                share.id,
-                share.end - share.first,
-                share.first,
-                share.end,
-                human_us(share.finish_us),
-                share.why,
-            )?;
+            let Share { name, id, first, end, why, .. } = share;
+            write!(out, "  {name} ({id}): {} micro-batches, {first}..{end}", end - first)?;
+            if self.measured.is_some() {
+                write!(out, ", in {}: {why}", human_us(share.finish_us))?;
+            }
+            writeln!(out)?;
         }
         let Some(step) = self.step_seconds else { return Ok(()) };
         let exchange = match self.exchange_bytes {

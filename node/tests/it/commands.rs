@@ -11,43 +11,53 @@ use p2ptrain_node::runtime::prepare::program_of;
 use p2ptrain_protocol::id::Step;
 use serde_json::Value;
 
+const JOB: &str = r#"
+name = "tiny"
+steps = 20
+
+[model]
+block_size = 16
+layers = 2
+heads = 2
+width = 32
+
+[data]
+files = "text.txt"
+
+[batch]
+global = 8
+micro = 2
+"#;
+
 /// A job of a tiny GPT on some text, in a folder that also serves as the node's.
-pub struct Place {
+pub(crate) struct Place {
     folder: tempfile::TempDir,
 }
 
 impl Place {
-    pub fn new() -> Self {
-        Self::with_vocab(256)
-    }
-
-    pub fn with_vocab(vocab: u32) -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().expect("temporary folder is writable");
         let text: String = (0..400).map(|i| format!("line {i} of some text\n")).collect();
         fs::write(folder.path().join("text.txt"), text).expect("folder is writable");
-        let job = format!(
-            "name = \"tiny\"\nsteps = 20\n\n[model]\nvocab = {vocab}\nblock_size = 16\nlayers = 2\n\
-             heads = 2\nwidth = 32\n\n[data]\nfiles = \"text.txt\"\n\n[batch]\nglobal = 8\nmicro = 2\n"
-        );
-        fs::write(folder.path().join("job.toml"), job).expect("folder is writable");
+        fs::write(folder.path().join("job.toml"), JOB).expect("folder is writable");
         Self { folder }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub fn job(&self) -> JobFile {
+    pub(crate) fn job(&self) -> JobFile {
         job::parse(&self.path("job.toml")).expect("the job above is right")
     }
 
     /// The folder in which a node of this place would keep checkpoints.
-    pub fn checkpoints(&self) -> PathBuf {
+    pub(crate) fn checkpoints(&self) -> PathBuf {
         self.path("jobs/0123abcd/checkpoints")
     }
 
     /// A checkpoint of the untrained model that says to be of this step.
-    pub fn checkpoint(&self, step: u64) -> PathBuf {
+    pub(crate) fn checkpoint(&self, step: u64) -> PathBuf {
         let job = self.job().spec;
         let program = program_of(&job).expect("a small model");
         let params = init_params(&program, step).blocks;
@@ -66,27 +76,27 @@ impl Place {
     }
 
     /// The command, run in this place with its folder as the node's.
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_p2ptrain"));
         command.args(args).current_dir(self.folder.path()).stdin(Stdio::null());
         command.env("P2PTRAIN_DIR", self.folder.path()).env_remove("P2PTRAIN_SWARM");
         command
     }
 
-    pub fn run(&self, line: &str) -> Output {
+    pub(crate) fn run(&self, line: &str) -> Output {
         let args: Vec<&str> = line.split_whitespace().collect();
         self.command(&args).output().expect("the binary was built")
     }
 
     /// The JSON of a command that succeeds.
-    pub fn json(&self, line: &str) -> Value {
+    pub(crate) fn json(&self, line: &str) -> Value {
         let output = self.run(&format!("{line} --json"));
         assert!(output.status.success(), "{line}: {}", stderr(&output));
         serde_json::from_slice(&output.stdout).expect("one JSON object")
     }
 
     /// Checks that the command fails with this status and says all of this, with no panic.
-    pub fn refused(&self, line: &str, status: i32, said: &[&str]) {
+    pub(crate) fn refused(&self, line: &str, status: i32, said: &[&str]) {
         let output = self.run(line);
         let errors = stderr(&output);
         assert_eq!(output.status.code(), Some(status), "{line}: {errors}");
@@ -97,16 +107,16 @@ impl Place {
     }
 }
 
-pub fn stdout(output: &Output) -> &str {
+pub(crate) fn stdout(output: &Output) -> &str {
     std::str::from_utf8(&output.stdout).expect("output is UTF-8")
 }
 
-pub fn stderr(output: &Output) -> &str {
+pub(crate) fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).expect("errors are UTF-8")
 }
 
 /// Flips a bit in the middle of a file.
-pub fn damage(path: &Path) {
+pub(crate) fn damage(path: &Path) {
     let mut bytes = fs::read(path).expect("readable");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

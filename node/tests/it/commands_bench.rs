@@ -72,7 +72,8 @@ fn a_plan_explains_model_memory_work_and_shares() {
     assert!(value["step_seconds"].as_f64().is_some_and(|s| s > 0.0 && s < 10.0), "{value}");
     assert_eq!(value["exchange_bytes"], 0);
     let output = place.run("plan job.toml");
-    for part in ["Model: ", "Memory: ", "Work of a step: ", "Machine: ", "Plan", "h.0 .. h.1, each"] {
+    for part in ["Model: ", "Memory: ", "Work of a step: ", "Machine: ", "Plan", "h.0 .. h.1, each"]
+    {
         assert!(stdout(&output).contains(part), "{part}: {}", stdout(&output));
     }
     assert!(!place.path("jobs").exists() && !place.path("data").exists(), "it leaves nothing");
@@ -83,9 +84,12 @@ fn a_plan_warns_of_what_will_not_work() {
     let place = Place::new();
     let job = fs::read_to_string(place.path("job.toml")).expect("it was written");
     let missing = job.replace("text.txt", "nothing.txt");
+    // Activations of some terabytes.
     let large = job
         .replace("layers = 2", "layers = 64")
-        .replace("width = 32", "width = 8192")
+        .replace("block_size = 16", "block_size = 4096")
+        .replace("width = 32", "width = 2304")
+        .replace("global = 8\nmicro = 2", "global = 64\nmicro = 64")
         .replace("steps = 20", "steps = 20\nmin_peers = 3");
     let wrong = job.replace("heads = 2", "heads = 5");
     for (name, text) in [("missing", missing), ("large", large), ("wrong", wrong)] {
@@ -96,6 +100,7 @@ fn a_plan_warns_of_what_will_not_work() {
     assert!(warnings(&value).contains("nothing.txt"), "{}", warnings(&value));
     let value = place.json("plan large --threads 1");
     assert!(warnings(&value).contains("does not fit this machine"), "{}", warnings(&value));
+    assert!(warnings(&value).contains("the data is too short"), "{}", warnings(&value));
     assert!(warnings(&value).contains("waits for 3 members"), "{}", warnings(&value));
     assert!(value["measured"].is_null() && value["step_seconds"].is_null());
     place.refused("plan wrong", 2, &["wrong:", "heads"]);

@@ -64,13 +64,12 @@ fn the_newest_good_checkpoint_is_taken_and_a_damaged_one_is_told_of() {
 
 #[test]
 fn what_cannot_be_generated_says_why() {
-    let place = Place::with_vocab(128);
+    let place = Place::new();
     place.refused("generate", 1, &["jobs", "try: "]);
     place.refused("generate --checkpoint nothing.ckpt", 1, &["nothing.ckpt"]);
     place.refused("generate --checkpoint job.toml", 1, &["no checkpoint"]);
     place.refused("generate --checkpoint .", 1, &["no good checkpoint"]);
     let path = place.checkpoint(1);
-    place.refused("generate --prompt ä", 2, &["byte 0 is 195", "below 128"]);
     place.refused("generate --prompt=", 2, &["the prompt is empty"]);
     damage(&path);
     let line = format!("generate --checkpoint {}", path.display());
@@ -104,8 +103,13 @@ fn export_of_the_initial_weights_needs_no_checkpoint() {
     let value = place.json("export --initial job.toml --output first.safetensors");
     assert_eq!((&value["step"], &value["job"]), (&0.into(), &"tiny".into()));
     place.json("bench step --job job.toml --steps 1 --threads 1 --dump dump");
-    let read = |name: &str| fs::read(place.path(name)).expect("it was written");
-    assert_eq!(read("first.safetensors"), read("dump/init.safetensors"));
+    let job = place.job().spec;
+    let program = program_of(&job).expect("a small model");
+    for name in ["first.safetensors", "dump/init.safetensors"] {
+        let aliases = Alias::of_model(&job.model);
+        let weights = import(&place.path(name), program.blocks(), program.params(), &aliases);
+        assert_eq!(weights.expect("its own model"), init_params(&program, job.seed).blocks);
+    }
     place.refused("export --initial text.txt --output x", 2, &["text.txt"]);
 }
 
@@ -192,7 +196,7 @@ fn a_lost_or_doubled_sample_is_named_and_ends_with_status_1() {
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(stdout(&output).contains("\"sound\":false"), "{}", stdout(&output));
     }
-    let noise: Vec<u8> = (0..300_000_u32).map(|i| (i * i % 251) as u8).collect();
+    let noise: Vec<u8> = (0..300_000_u32).map(|i| (i.wrapping_mul(i) % 251) as u8).collect();
     fs::write(&path, noise).expect("writable");
     assert_eq!(place.run("ledger").status.code(), Some(1));
 }
