@@ -193,8 +193,7 @@ impl Rule<'_> {
             | Op::SoftmaxGrad
             | Op::CrossEntropyGrad
             | Op::LinearCrossEntropyGrad
-            | Op::Conv2dGradInput { .. }
-            | Op::Conv2dGradWeight { .. }
+            | Op::Conv2dGrad(_)
             | Op::Pool2dGrad { .. } => return Ok(None),
         };
         Ok(Some(parts))
@@ -387,23 +386,11 @@ impl Rule<'_> {
     fn image(&mut self, dy: Value) -> Result<Parts, SpecError> {
         let node = self.node;
         let x = node.inputs[0];
-        let shape = self.build.shape(x);
         match &node.op {
             Op::Conv2d(window) => {
-                let w = node.inputs[1];
-                let kernel = self.build.shape(w);
-                let op = Op::Conv2dGradWeight {
-                    window: *window,
-                    kernel_height: kernel[2],
-                    kernel_width: kernel[3],
-                };
-                let dw = self.build.add(op, &[x, dy])?;
-                let op = Op::Conv2dGradInput { window: *window, height: shape[2], width: shape[3] };
-                let mut parts = vec![Some(self.build.add(op, &[w, dy])?), Some(dw)];
-                if node.inputs.len() == 3 {
-                    parts.push(Some(self.build.reduce(ReduceKind::Sum, dy, &[0, 2, 3], false)?));
-                }
-                Ok(parts)
+                let inputs = [x, node.inputs[1], dy];
+                let grad = self.build.add_node(Op::Conv2dGrad(*window), &inputs)?;
+                Ok((0..node.inputs.len() as u8).map(|slot| Some(Value::Node(grad, slot))).collect())
             }
             Op::Pool2d { kind, kernel, window } => {
                 let op = Op::Pool2dGrad { kind: *kind, kernel: *kernel, window: *window };

@@ -68,6 +68,8 @@ pub(crate) struct Plan {
     places: Vec<Vec<Place>>,
     /// Whether a node is a view that costs nothing.
     pub(crate) view: Vec<bool>,
+    /// Whether anything reads a node's first output.
+    pub(crate) first_read: Vec<bool>,
     /// Which input's storage a node's first output takes over.
     pub(crate) in_place: Vec<Option<usize>>,
     /// Additions to gradients after each node.
@@ -161,6 +163,7 @@ impl<'a> Planner<'a> {
             storages: Vec::new(),
             places: Vec::with_capacity(count),
             view: vec![false; count],
+            first_read: (0..count as u32).map(|node| uses.any(Value::Node(node, 0))).collect(),
             in_place: vec![None; count],
             additions: vec![Vec::new(); count],
             scratch: vec![None; count],
@@ -350,6 +353,7 @@ fn adds_itself(program: &Program, node: &Node, slot: u8) -> bool {
         (Op::EmbeddingGrad { .. }, 0) => true,
         (Op::LayerNormGrad, 1 | 2) | (Op::RmsNormGrad, 1) => true,
         (Op::LinearCrossEntropyGrad, 1) => true,
+        (Op::Conv2dGrad(_), 1 | 2) => true,
         _ => false,
     }
 }

@@ -9,7 +9,7 @@ use thiserror::Error;
 mod generate;
 mod init;
 
-pub use generate::{GenerateError, Sampling, generate};
+pub use generate::{GenerateError, Sampling, generate, generate_each};
 pub use init::{Params, init_params};
 
 /// Layer-norm's epsilon, PyTorch's default.

@@ -191,7 +191,8 @@ pub fn fuse_head(program: &Program) -> Result<Program, SpecError> {
     let mut result = program.clone();
     let uses = Uses::of(program);
     for (index, node) in program.nodes.iter().enumerate() {
-        let (Op::CrossEntropy, Value::Node(source, 0)) = (&node.op, node.inputs[0]) else {
+        let (Op::CrossEntropy, Some(&Value::Node(source, 0))) = (&node.op, node.inputs.first())
+        else {
             continue;
         };
         let linear = &program.nodes[source as usize];
@@ -292,6 +293,7 @@ pub(crate) fn code_of(op: &Op) -> Option<Vec<Instr>> {
         Op::Unary(kind) => Some(vec![Instr::Input(0), Instr::Unary(*kind)]),
         Op::Binary(kind) => Some(vec![Instr::Input(0), Instr::Input(1), Instr::Binary(*kind)]),
         Op::Fused(code) => Some(code.clone()),
+        Op::Broadcast { .. } => Some(vec![Instr::Input(0)]),
         _ => None,
     }
 }
@@ -317,6 +319,10 @@ impl Uses {
             *counts.entry(value).or_insert(0) += 1;
         }
         Self(counts)
+    }
+
+    pub(crate) fn any(&self, value: Value) -> bool {
+        self.0.contains_key(&value)
     }
 
     pub(crate) fn once(&self, value: Value) -> bool {

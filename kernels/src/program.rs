@@ -2,7 +2,7 @@
 //!
 //! A program is plain data. It is made by [`builder`], checked by [`Program::verify`] (the
 //! executable specification, in [`spec`]), travels in [`binary`] form, is read by people in
-//! [`text`] form, and its meaning is [`reference`].
+//! [`text`] form, and its meaning is [`mod@reference`].
 
 use bincode::{Decode, Encode};
 
@@ -265,12 +265,7 @@ impl Program {
             Op::LinearCrossEntropy => product(&[2, shape(0).elements(), shape(1)[0]]),
             Op::LinearCrossEntropyGrad => product(&[6, shape(0).elements(), shape(1)[0]]),
             Op::Conv2d(_) => product(&[2, result, shape(1)[1..].iter().product()]),
-            Op::Conv2dGradInput { .. } => {
-                product(&[2, shape(1).elements(), shape(0)[1..].iter().product()])
-            }
-            Op::Conv2dGradWeight { .. } => {
-                product(&[2, shape(1).elements(), node.outputs[0].shape[1..].iter().product()])
-            }
+            Op::Conv2dGrad(_) => product(&[4, shape(2).elements(), shape(1)[1..].iter().product()]),
             _ => 0,
         }
     }

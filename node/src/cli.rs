@@ -15,7 +15,7 @@ use clap::Parser as _;
 use clap::error::ErrorKind;
 
 pub use self::args::{
-    BenchArgs, BenchKind, Cli, Command, CompletionsArgs, DemoArgs, Device, DoctorArgs, ExportArgs,
+    BenchArgs, BenchKind, BenchPrecision, Cli, Command, CompletionsArgs, DemoArgs, Device, DoctorArgs, ExportArgs,
     GenerateArgs, Global, JoinArgs, LeaveArgs, LedgerArgs, LogLevel, NodeArgs, PlanArgs,
     ResumeArgs, RunArgs, StatusArgs, SubmitArgs, SwarmKeyArgs, WatchArgs,
 };

@@ -1,6 +1,13 @@
 //! The commands that run a node or work on its files. Those that only talk to a running node are in
 //! [`cli`](crate::cli).
 
+mod bench;
+mod export;
+mod generate;
+mod ledger;
+mod plan;
+mod swarm_key;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,7 +45,19 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitKind> {
         Command::Join(args) => join(global, args).await,
         Command::Resume(args) => resume(global, args).await,
         Command::Submit(args) => submit(global, args).await,
-        _ => anyhow::bail!("not a command of this dispatcher"),
+        Command::Demo(args) => crate::demo::demo(global, args).await,
+        Command::Generate(args) => generate::generate(global, args).await,
+        Command::Export(args) => export::export(global, args).await,
+        Command::Plan(args) => plan::plan(global, args).await,
+        Command::SwarmKey(args) => swarm_key::swarm_key(global, args).await,
+        Command::Ledger(args) => ledger::ledger(global, args).await,
+        Command::Bench(args) => bench::bench(global, args).await,
+        // `cli` has carried these out already.
+        Command::Status(_)
+        | Command::Watch(_)
+        | Command::Leave(_)
+        | Command::Doctor(_)
+        | Command::Completions(_) => unreachable!("carried out by `cli::main`"),
     }
 }
 

@@ -212,6 +212,7 @@ impl Driver {
                         effects.send_piece(forward.to, forward.header, payload);
                     }
                 }
+                Output::Reduced { step, bucket } => effects.reduced(step, bucket),
                 Output::Discard(header) => drop(self.kept.remove(&header)),
                 Output::DropAttempt(attempt) => {
                     self.kept.retain(|header, _| header.attempt != attempt);

@@ -16,6 +16,9 @@ pub trait Effects {
     /// Sends a piece of a gradient: little-endian f32.
     fn send_piece(&mut self, to: PeerId, header: PieceHeader, payload: Bytes);
 
+    /// A bucket of the step is reduced. For traces.
+    fn reduced(&mut self, _step: Step, _bucket: u32) {}
+
     /// Breaks the connection with a peer that violates the protocol.
     fn refuse(&mut self, peer: PeerId, reason: String);
 

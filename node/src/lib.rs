@@ -21,6 +21,7 @@ pub mod cli;
 pub mod commands;
 pub mod dashboard;
 pub mod data;
+pub mod demo;
 pub mod doctor;
 pub mod driver;
 pub mod effect;

@@ -33,6 +33,7 @@ use p2ptrain_protocol::view::{
     Advert, AdvertTable, DeviceAdvert, DeviceKind, JobSummary, LinkAdvert, SignedAdvert, ViewChange,
 };
 use p2ptrain_protocol::wire::{self, Kind};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use self::board::Board;
@@ -62,6 +63,9 @@ use crate::worker::WorkerEvent;
 const TICK: Duration = Duration::from_millis(250);
 /// How often a node advertises itself, in ticks. Newcomers are told at once.
 const ADVERT_TICKS: u64 = 8;
+
+/// How long a node with a checkpoint looks for peers that are still at its job, in ticks.
+const RESUME_TICKS: u64 = 10;
 
 /// What a node is made of.
 pub struct NodeOptions {
@@ -174,7 +178,11 @@ pub async fn run(options: NodeOptions, start: Start, hub: StatusHub) -> anyhow::
     let mut node = Node::new(options, identity, incarnation, net, hub, internal, trace);
     node.announce();
     match start {
-        Start::Found(file, checkpoint) => node.prepare(*file, checkpoint.map(|c| *c), None),
+        Start::Found(file, None) => node.prepare(*file, None, None),
+        Start::Found(file, Some(checkpoint)) => {
+            node.options.job = Some(file.spec.id().to_hex());
+            node.resuming = Some((RESUME_TICKS, *file, *checkpoint));
+        }
         Start::Join => node.wait_for_job(),
     }
     let outcome = node.event_loop(net_events, internal_events, commands).await;
@@ -208,6 +216,9 @@ struct Node {
     offers: BTreeMap<PeerId, JobId>,
     /// A job is being fetched or prepared.
     preparing: bool,
+    /// A job to go on with from a checkpoint, and the tick at which that begins unless peers who
+    /// run it are found: then they are joined instead.
+    resuming: Option<(u64, JobFile, Checkpoint)>,
     job: Option<Box<JobRun>>,
     saving: u32,
     leaving: Vec<Reply>,
@@ -243,6 +254,7 @@ impl Node {
             connected: BTreeSet::new(),
             offers: BTreeMap::new(),
             preparing: false,
+            resuming: None,
             job: None,
             saving: 0,
             leaving: Vec::new(),
@@ -303,7 +315,8 @@ impl Node {
         let mut ticks = 0u64;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut terminate = terminate_signal()?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         loop {
             tokio::select! {
                 Some(event) = net.recv() => self.on_net(event),
@@ -314,9 +327,14 @@ impl Node {
                         self.advertise();
                     }
                     ticks += 1;
+                    if self.resuming.as_ref().is_some_and(|(at, ..)| *at <= ticks)
+                        && let Some((_, file, checkpoint)) = self.resuming.take()
+                    {
+                        self.prepare(file, Some(checkpoint), None);
+                    }
                     self.refresh();
                 }
-                _ = tokio::signal::ctrl_c() => self.interrupt(),
+                _ = interrupt.recv() => self.interrupt(),
                 _ = terminate.recv() => self.interrupt(),
             }
             self.after_event();
@@ -371,6 +389,8 @@ impl Node {
             },
             NetEvent::Request { from, bytes, respond } => self.on_request(from, &bytes, respond),
             NetEvent::Gossip { from, topic: Topic::Advert, bytes } => self.on_advert(from, &bytes),
+            // With members at hand, a bootstrap address that is gone is no news.
+            NetEvent::BootstrapFailed { .. } if !self.connected.is_empty() => {}
             NetEvent::BootstrapFailed { addr, reason, retry_in } => {
                 let text = format!("{addr}: {reason}; next try in {} s", retry_in.as_secs().max(1));
                 self.hub.event(EventLevel::Warn, text);
@@ -422,6 +442,7 @@ impl Node {
         let peers: Vec<PeerId> =
             self.offers.iter().filter(|(_, offer)| **offer == job).map(|(peer, _)| *peer).collect();
         self.preparing = true;
+        self.resuming = None;
         self.hub.update(|status| {
             status.phase = Phase::Joining;
             status.phase_note = format!("job {job}");
@@ -540,9 +561,4 @@ fn next_incarnation(dir: &std::path::Path) -> anyhow::Result<Incarnation> {
         .and_then(|()| std::fs::rename(&temporary, &path))
         .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(Incarnation(next))
-}
-
-fn terminate_signal() -> anyhow::Result<tokio::signal::unix::Signal> {
-    use tokio::signal::unix::{SignalKind, signal};
-    signal(SignalKind::terminate()).context("cannot listen for SIGTERM")
 }

@@ -238,6 +238,13 @@ pub enum Output {
         /// Where they go; nowhere at the last rank.
         forward: Option<Forward>,
     },
+    /// The bucket is reduced: nothing of it is on its way to this peer any more.
+    Reduced {
+        /// The step.
+        step: Step,
+        /// The bucket.
+        bucket: u32,
+    },
     /// Drop the bytes kept under this header.
     Discard(PieceHeader),
     /// Drop all bytes kept for this attempt.

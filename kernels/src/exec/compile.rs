@@ -45,6 +45,7 @@ struct Step {
     /// Part that it may use while it runs.
     scratch: Option<usize>,
     in_place: Option<usize>,
+    first_read: bool,
     /// Block of the gradients that it adds to, and their elements.
     grad_block: usize,
     grad_ranges: [Range<usize>; NODE_OUTPUTS_MAX],
@@ -54,6 +55,8 @@ struct Step {
     completes: Vec<usize>,
     calls: u32,
     total: Duration,
+    last_start: Duration,
+    last: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -156,6 +159,8 @@ impl Compiled {
                     flops: self.program.node_flops(node),
                     calls: step.calls,
                     total: step.total,
+                    last_start: step.last_start,
+                    last: step.last,
                 }
             })
             .collect()
@@ -215,12 +220,15 @@ impl Compiled {
     ) -> Result<(), ExecError> {
         self.check_blocks("parameters", &params.blocks)?;
         self.check_inputs(inputs)?;
+        let begun = machine.start();
         for step in &mut self.steps {
             let started = machine.start();
             step.run(&self.program, machine, params, inputs, grads);
             if let Some(started) = started {
                 step.calls += 1;
-                step.total += started.elapsed();
+                step.last = started.elapsed();
+                step.total += step.last;
+                step.last_start = begun.map_or(Duration::ZERO, |begun| started - begun);
             }
             for &block in &step.completes {
                 on_block(block, &mut grads[block]);
@@ -297,6 +305,7 @@ impl Step {
             outputs: Vec::new(),
             scratch: None,
             in_place: plan.in_place[index],
+            first_read: plan.first_read[index],
             grad_block: 0,
             grad_ranges: Default::default(),
             chain: None,
@@ -304,6 +313,8 @@ impl Step {
             completes: completes(completion, index).collect(),
             calls: 0,
             total: Duration::ZERO,
+            last_start: Duration::ZERO,
+            last: Duration::ZERO,
         };
         for addition in &mut step.additions {
             // Ranges of the arena are absolute from here on.
@@ -438,6 +449,7 @@ impl Step {
             node,
             inputs: &operands[..self.inputs.len()],
             in_place: self.in_place,
+            first_read: self.first_read,
             chain: self.chain.as_ref(),
             scratch,
             outputs: &mut outs[..self.outputs.len()],

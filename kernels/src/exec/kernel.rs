@@ -4,13 +4,17 @@ use super::Precision;
 use super::chain::ElementChain;
 use super::compile::Out;
 use crate::op::attention::{self, Attention, Gradients, Qkv};
+use crate::op::conv2d::{self, Conv2d};
 use crate::op::gelu::Form;
 use crate::op::matmul::{self, Matrix, Scratch, Size, Store};
-use crate::op::{embedding, gelu, layer_norm, reduce, rms_norm, softmax_xent};
+use crate::op::pool2d::{self, Pool2d};
+use crate::op::{embedding, gelu, layer_norm, reduce, rms_norm, softmax, softmax_xent, transpose};
 use crate::primitive::pool::Pool;
 use crate::program::reference::{self, Data, Operand};
 use crate::program::spec::NODE_OUTPUTS_MAX;
-use crate::program::{BinaryKind, Epilogue, Node, Op, Program, ReduceKind, UnaryKind};
+use crate::program::{
+    BinaryKind, Epilogue, Node, Op, PoolKind, Program, ReduceKind, UnaryKind, Window,
+};
 use crate::shape::Shape;
 
 /// Elements of logits that the joined head holds at a time: 16 MiB.
@@ -31,6 +35,8 @@ pub(super) struct Call<'a, 'b> {
     /// Empty where the first output's storage holds the input.
     pub(super) inputs: &'a [Operand<'b, f32>],
     pub(super) in_place: Option<usize>,
+    /// Whether anything reads the first output.
+    pub(super) first_read: bool,
     pub(super) chain: Option<&'a ElementChain>,
     pub(super) scratch: &'a mut [f32],
     pub(super) outputs: &'a mut [Out<'b>],
@@ -135,7 +141,9 @@ impl Machine<'_> {
             Op::LayerNorm { .. } | Op::RmsNorm { .. } | Op::LayerNormGrad | Op::RmsNormGrad => {
                 self.norm(call);
             }
-            Op::Unary(_) | Op::Binary(_) | Op::Fused(_) => self.elementwise(call),
+            Op::Unary(_) | Op::Binary(_) | Op::Fused(_) | Op::Broadcast { .. } => {
+                self.elementwise(call);
+            }
             Op::Attention { heads, causal } => {
                 let shape = attention_shape(call.shape(0), *heads, *causal);
                 let qkv = Qkv::packed(&shape, call.real(0));
@@ -148,6 +156,18 @@ impl Machine<'_> {
                 let (y, lse, dy) = (call.real(1), call.real(2), call.real(3));
                 let out = Gradients::Packed(call.outputs[0].data);
                 attention::bwd(pool, &shape, qkv, y, lse, dy, out);
+            }
+            Op::Softmax => {
+                let width = call.shape(0).last();
+                softmax::fwd(pool, width, call.real(0), call.outputs[0].data);
+            }
+            Op::SoftmaxGrad => {
+                let (y, dy, width) = (call.real(0), call.real(1), call.shape(0).last());
+                softmax::bwd(pool, width, y, dy, call.outputs[0].data);
+            }
+            Op::Permute { axes } => {
+                let (x, shape) = (call.real(0), call.shape(0));
+                transpose::permute(pool, shape, axes, x, call.outputs[0].data);
             }
             Op::CrossEntropy => {
                 let (logits, targets) = (call.real(0), call.index(1));
@@ -168,8 +188,46 @@ impl Machine<'_> {
             Op::LinearCrossEntropy => self.head(call),
             Op::LinearCrossEntropyGrad => self.head_grad(call),
             Op::Reduce { kind, axes, .. } => self.reduce(*kind, axes, call),
+            Op::Conv2d(window) | Op::Conv2dGrad(window) => self.convolution(*window, call),
+            Op::Pool2d { kind: PoolKind::Mean, kernel, window } => {
+                let shape = pool_shape(call.shape(0), *kernel, *window);
+                pool2d::mean_fwd(pool, &shape, call.real(0), call.outputs[0].data);
+            }
+            Op::Pool2dGrad { kind: PoolKind::Mean, kernel, window } => {
+                let shape = pool_shape(call.shape(0), *kernel, *window);
+                pool2d::mean_bwd(pool, &shape, call.real(1), call.outputs[0].data);
+            }
             _ => fall_back(call),
         }
+    }
+
+    fn convolution(&mut self, window: Window, call: Call<'_, '_>) {
+        let (x, w) = (call.shape(0), call.shape(1));
+        let shape = Conv2d {
+            batch: x[0],
+            channels: x[1],
+            height: x[2],
+            width: x[3],
+            filters: w[0],
+            kernel: [w[2], w[3]],
+            stride: [window.stride; 2],
+            padding: [window.padding; 2],
+            dilation: [1; 2],
+            groups: 1,
+        };
+        let (x, w) = (call.real(0), call.real(1));
+        if matches!(call.node.op, Op::Conv2d(_)) {
+            let bias = (call.inputs.len() == 3).then(|| call.real(2));
+            let y = &mut *call.outputs[0].data;
+            return conv2d::fwd(self.pool, self.scratch, &shape, x, w, bias, y);
+        }
+        let dy = call.real(2);
+        let first_read = call.first_read;
+        let [dx, dw, dbias] = call.outputs else { unreachable!("has three outputs") };
+        // Images have no gradient that anybody reads.
+        let dx = first_read.then_some(&mut *dx.data);
+        let (dw, dbias) = (overwritten(dw), Some(overwritten(dbias)));
+        conv2d::bwd(self.pool, self.scratch, &shape, x, w, dy, dx, dw, dbias);
     }
 
     fn multiply(
@@ -361,6 +419,17 @@ fn overwritten<'a>(out: &'a mut Out<'_>) -> &'a mut [f32] {
 fn two<'a, 'b>(outputs: &'a mut [Out<'b>]) -> (&'a mut Out<'b>, &'a mut Out<'b>) {
     let [first, second] = outputs else { unreachable!("the operator has two outputs") };
     (first, second)
+}
+
+fn pool_shape(x: &Shape, kernel: usize, window: Window) -> Pool2d {
+    Pool2d {
+        planes: x[0] * x[1],
+        height: x[2],
+        width: x[3],
+        kernel: [kernel; 2],
+        stride: [window.stride; 2],
+        padding: [window.padding; 2],
+    }
 }
 
 fn attention_shape(qkv: &Shape, heads: usize, causal: bool) -> Attention {

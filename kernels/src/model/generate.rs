@@ -1,5 +1,7 @@
 //! Text generation: sampling from a model's logits.
 
+use std::ops::ControlFlow;
+
 use thiserror::Error;
 
 use super::init::{Params, Stream};
@@ -46,6 +48,19 @@ pub fn generate(
     count: usize,
     sampling: &Sampling,
 ) -> Result<Vec<i32>, GenerateError> {
+    generate_each(executor, params, prompt, count, sampling, &mut |_| ControlFlow::Continue(()))
+}
+
+/// As [`generate`], and gives each token to `on_token` as soon as it is chosen; a break ends the
+/// generation with the tokens so far.
+pub fn generate_each(
+    executor: &mut Executor,
+    params: &Params,
+    prompt: &[i32],
+    count: usize,
+    sampling: &Sampling,
+    on_token: &mut dyn FnMut(i32) -> ControlFlow<()>,
+) -> Result<Vec<i32>, GenerateError> {
     if prompt.is_empty() {
         return Err(GenerateError::EmptyPrompt);
     }
@@ -72,7 +87,11 @@ pub fn generate(
         // Largest first; equal ones by token, so that the order is defined.
         ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         let [unit, _] = stream.units(place as u64);
-        tokens.push(choose(&ranked, sampling, unit) as i32);
+        let token = choose(&ranked, sampling, unit) as i32;
+        tokens.push(token);
+        if on_token(token).is_break() {
+            break;
+        }
     }
     Ok(tokens.split_off(prompt.len()))
 }

@@ -55,11 +55,14 @@ const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 const INV_SQRT_2PI: f32 = 0.398_942_3;
 
-/// `(1 + tanh(u)) / 2` for the argument of the approximation, which is the logistic function of
-/// `2u`: one exponential instead of a `tanh`.
+/// `(1 + tanh(u)) / 2` and `(1 - tanh(u)) / 2` for the argument of the approximation. The first is
+/// the logistic function of `2u`: one exponential instead of a `tanh`, and no cancellation.
 #[inline(always)]
-fn tanh_gate<S: Simd>(x: f32) -> f32 {
-    math::sigmoid::<S>(2.0 * SQRT_2_OVER_PI * S::mul_add(CUBIC * x * x, x, x))
+fn tanh_gates<S: Simd>(x: f32) -> (f32, f32) {
+    let exp = math::exp::<S>(-2.0 * SQRT_2_OVER_PI * S::mul_add(CUBIC * x * x, x, x));
+    let gate = 1.0 / (1.0 + exp);
+    // The exponential overflows where the gate has vanished.
+    (gate, if exp > 1e30 { 1.0 } else { exp * gate })
 }
 
 /// `Φ(x)` and `e^(-x²/2)`.
@@ -94,7 +97,7 @@ simd! {
 
     fn fwd_tanh[S](x: &[f32], y: &mut [f32]) {
         for (&x, y) in x.iter().zip(y) {
-            *y = x * tanh_gate::<S>(x);
+            *y = x * tanh_gates::<S>(x).0;
         }
     }
 
@@ -107,9 +110,9 @@ simd! {
 
     fn grad_tanh[S](x: &[f32], dy: &mut [f32]) {
         for (&x, dy) in x.iter().zip(dy) {
-            let gate = tanh_gate::<S>(x);
+            let (gate, rest) = tanh_gates::<S>(x);
             let inner = 2.0 * SQRT_2_OVER_PI * S::mul_add(3.0 * CUBIC * x, x, 1.0);
-            *dy *= S::mul_add(x * gate * (1.0 - gate), inner, gate);
+            *dy *= S::mul_add(x * gate * rest, inner, gate);
         }
     }
 }

@@ -33,11 +33,25 @@ pub(crate) fn level() -> Level {
         3 => Level::Avx512,
         4 => Level::Avx512Bf16,
         _ => {
-            let level = detect();
+            let level = limit(detect());
             LEVEL.store(level as u8, Ordering::Relaxed);
             level
         }
     }
+}
+
+/// The variable that keeps the kernels from using more than `portable`, `avx2` or `avx512`, to test
+/// those versions, or to measure what the others gain.
+const LIMIT: &str = "P2PTRAIN_SIMD";
+
+fn limit(level: Level) -> Level {
+    let limit = match std::env::var(LIMIT).as_deref() {
+        Ok("portable") => Level::Portable,
+        Ok("avx2") => Level::Avx2,
+        Ok("avx512") => Level::Avx512,
+        _ => Level::Avx512Bf16,
+    };
+    level.min(limit)
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -257,24 +257,8 @@ pub enum Op {
     },
     /// `(x [N,C,H,W], w [O,C,KH,KW], bias? [O]) -> [N,O,H',W']`
     Conv2d(Window),
-    /// `(w, dy) -> dx [N,C,height,width]`
-    Conv2dGradInput {
-        /// as in the forward
-        window: Window,
-        /// H of the forward's input
-        height: usize,
-        /// W of the forward's input
-        width: usize,
-    },
-    /// `(x, dy) -> dw [O,C,kernel_height,kernel_width]`
-    Conv2dGradWeight {
-        /// as in the forward
-        window: Window,
-        /// KH
-        kernel_height: usize,
-        /// KW
-        kernel_width: usize,
-    },
+    /// `(x, w, dy) -> dx, dw, dbias [O]`
+    Conv2dGrad(Window),
     /// `(x [N,C,H,W]) -> [N,C,H',W']`
     Pool2d {
         /// maximum or mean
@@ -329,8 +313,7 @@ impl Op {
             Self::Reduce { .. } => "reduce",
             Self::Cast { .. } => "cast",
             Self::Conv2d(_) => "conv2d",
-            Self::Conv2dGradInput { .. } => "conv2d_grad_input",
-            Self::Conv2dGradWeight { .. } => "conv2d_grad_weight",
+            Self::Conv2dGrad(_) => "conv2d_grad",
             Self::Pool2d { .. } => "pool2d",
             Self::Pool2dGrad { .. } => "pool2d_grad",
         }
@@ -377,18 +360,7 @@ impl Op {
                 vec![("kind", kind.to_string()), ("axes", list(axes)), ("keep", keep.to_string())]
             }
             Self::Cast { to } => vec![("to", to.to_string())],
-            Self::Conv2d(window) => window.attributes().to_vec(),
-            Self::Conv2dGradInput { window, height, width } => {
-                let own = [("height", height.to_string()), ("width", width.to_string())];
-                window.attributes().into_iter().chain(own).collect()
-            }
-            Self::Conv2dGradWeight { window, kernel_height, kernel_width } => {
-                let own = [
-                    ("kernel_height", kernel_height.to_string()),
-                    ("kernel_width", kernel_width.to_string()),
-                ];
-                window.attributes().into_iter().chain(own).collect()
-            }
+            Self::Conv2d(window) | Self::Conv2dGrad(window) => window.attributes().to_vec(),
             Self::Pool2d { kind, kernel, window } | Self::Pool2dGrad { kind, kernel, window } => {
                 let own = [("kind", kind.to_string()), ("kernel", kernel.to_string())];
                 own.into_iter().chain(window.attributes()).collect()
@@ -468,16 +440,7 @@ impl Op {
             },
             "cast" => Self::Cast { to: of.parse("to")? },
             "conv2d" => Self::Conv2d(window()?),
-            "conv2d_grad_input" => Self::Conv2dGradInput {
-                window: window()?,
-                height: of.parse("height")?,
-                width: of.parse("width")?,
-            },
-            "conv2d_grad_weight" => Self::Conv2dGradWeight {
-                window: window()?,
-                kernel_height: of.parse("kernel_height")?,
-                kernel_width: of.parse("kernel_width")?,
-            },
+            "conv2d_grad" => Self::Conv2dGrad(window()?),
             "pool2d" => Self::Pool2d {
                 kind: of.parse("kind")?,
                 kernel: of.parse("kernel")?,

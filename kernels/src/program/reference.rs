@@ -248,11 +248,9 @@ pub fn evaluate<T: Real>(
         | Op::Concat { .. }
         | Op::Broadcast { .. } => movement(op, inputs, shapes[0], outputs[0]),
         Op::Reduce { kind, axes, .. } => reduce(*kind, axes, inputs[0], outputs[0]),
-        Op::Conv2d(_)
-        | Op::Conv2dGradInput { .. }
-        | Op::Conv2dGradWeight { .. }
-        | Op::Pool2d { .. }
-        | Op::Pool2dGrad { .. } => image::evaluate(op, inputs, shapes[0], outputs[0]),
+        Op::Conv2d(_) | Op::Conv2dGrad(_) | Op::Pool2d { .. } | Op::Pool2dGrad { .. } => {
+            image::evaluate(op, inputs, shapes[0], outputs)
+        }
     }
 }
 
@@ -617,57 +615,52 @@ fn linear_cross_entropy<T: Real>(op: &Op, inputs: &[Operand<'_, T>], outputs: &m
 
 fn movement<T: Real>(op: &Op, inputs: &[Operand<'_, T>], shape: &Shape, output: &mut [T]) {
     let (source, x) = (inputs[0].shape, inputs[0].real());
-    let own = strides_of(source);
-    let into = strides_of(shape);
+    // Along an axis, what moves is runs of the elements of the axes inside it.
+    let inner = |axis: usize| shape[axis + 1..].iter().product::<usize>();
     match op {
         Op::Permute { axes } => {
+            let own = strides_of(source);
             let mut strides = [0; RANK_MAX];
             axes.iter().enumerate().for_each(|(place, &axis)| strides[place] = own[axis]);
-            gather(shape, &strides, 0, x, output);
+            gather(shape, &strides, x, output);
         }
-        Op::Slice { axis, start, .. } => gather(shape, &own, start * own[*axis], x, output),
-        Op::Broadcast { .. } => gather(shape, &broadcast_strides(source, shape), 0, x, output),
+        Op::Broadcast { .. } => gather(shape, &broadcast_strides(source, shape), x, output),
+        Op::Slice { axis, start, end } => {
+            let inner = inner(*axis);
+            let runs = x.chunks_exact(source[*axis] * inner);
+            let len = (end - start) * inner;
+            for (to, from) in output.chunks_exact_mut(len).zip(runs) {
+                to.copy_from_slice(&from[start * inner..][..len]);
+            }
+        }
         Op::Pad { axis, before, .. } => {
             output.fill(T::ZERO);
-            scatter(source, &into, before * into[*axis], x, output);
+            put(inner(*axis), shape[*axis], *before, source[*axis], x, output);
         }
         Op::Concat { axis } => {
             let mut start = 0;
             for input in inputs {
-                scatter(input.shape, &into, start * into[*axis], input.real(), output);
-                start += input.shape[*axis];
+                let len = input.shape[*axis];
+                put(inner(*axis), shape[*axis], start, len, input.real(), output);
+                start += len;
             }
         }
         _ => unreachable!("movement is called for movement operators only"),
     }
 }
 
-/// `output[i] = x[offset + i * strides]` for each index of `shape`.
-fn gather<T: Real>(
-    shape: &Shape,
-    strides: &[usize; RANK_MAX],
-    offset: usize,
-    x: &[T],
-    output: &mut [T],
-) {
-    let mut walk = Walk::new(shape);
-    for y in output {
-        *y = x[offset + walk.offset(strides)];
-        walk.next();
+/// Writes `x` over the elements `start..start + len` of an axis of `dim` elements.
+fn put<T: Real>(inner: usize, dim: usize, start: usize, len: usize, x: &[T], output: &mut [T]) {
+    for (to, from) in output.chunks_exact_mut(dim * inner).zip(x.chunks_exact(len * inner)) {
+        to[start * inner..][..len * inner].copy_from_slice(from);
     }
 }
 
-/// `output[offset + i * strides] = x[i]` for each index of `shape`.
-fn scatter<T: Real>(
-    shape: &Shape,
-    strides: &[usize; RANK_MAX],
-    offset: usize,
-    x: &[T],
-    output: &mut [T],
-) {
+/// `output[i] = x[i * strides]` for each index of `shape`.
+fn gather<T: Real>(shape: &Shape, strides: &[usize; RANK_MAX], x: &[T], output: &mut [T]) {
     let mut walk = Walk::new(shape);
-    for &x in x {
-        output[offset + walk.offset(strides)] = x;
+    for y in output {
+        *y = x[walk.offset(strides)];
         walk.next();
     }
 }

@@ -2,7 +2,11 @@
 //! zero, one, odd and more than a vector, on one, two and three threads.
 
 mod attention;
+mod differences;
+mod edges;
+mod levels;
 mod matmul;
+mod pytorch;
 
 use p2ptrain_kernels::primitive::philox::philox;
 use p2ptrain_kernels::primitive::pool::Pool;

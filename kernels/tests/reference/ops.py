@@ -86,7 +86,6 @@ for rows, classes in [(1, 1), (4, 10), (7, 33)]:
            dx=torch.autograd.grad(mean, logits)[0])
 
 ids = torch.randint(0, 11, (2, 7))
-positions = torch.arange(7)
 case("embedding", lambda ids, table, positions: F.embedding(ids, table) + positions,
      ids=ids, table=rounded(11, 35), positions=rounded(7, 35))
 

@@ -214,21 +214,27 @@ pub enum Command {
 
     /// Write text with a trained model
     ///
-    /// Loads a checkpoint and continues the prompt. The same seed gives the same text.
+    /// Loads a checkpoint and continues the prompt; the text appears as it is written. The same seed
+    /// gives the same text. Prints the prompt and its continuation; with --json one object with
+    /// prompt, text, tokens and seconds.
     #[command(after_long_help = examples("  p2ptrain generate --prompt 'fn main() {' --tokens 200\n  p2ptrain generate --checkpoint run/step-400 --temperature 0"))]
     Generate(GenerateArgs),
 
     /// Write the weights of a checkpoint as safetensors
     ///
     /// Names and shapes are those of the model in PyTorch (nanoGPT's for a GPT), so that
-    /// `model.load_state_dict(safetensors.torch.load_file(\"model.safetensors\"))` takes them.
-    #[command(after_long_help = examples("  p2ptrain export --output model.safetensors\n  p2ptrain export --checkpoint run/step-400 --output model.safetensors"))]
+    /// `model.load_state_dict(safetensors.torch.load_file("model.safetensors"))` takes them. The
+    /// file's metadata names the job, the step and the model's arguments. The file appears whole or
+    /// not at all; one of that name is replaced. With --initial the weights that a job starts from.
+    #[command(after_long_help = examples("  p2ptrain export --output model.safetensors\n  p2ptrain export --checkpoint run/step-400 --output model.safetensors\n  p2ptrain export --initial job.toml --output untrained.safetensors"))]
     Export(ExportArgs),
 
     /// Explain how a job would be shared out, and train nothing
     ///
-    /// Checks the job file, measures this machine, and prints the model's blocks and memory, who
-    /// would compute which micro-batches, and why. With a running node its members are planned for.
+    /// Checks the job file, measures this machine with a few micro-batches of the model, and prints
+    /// the model's blocks, the memory and work of a step, who would compute which micro-batches and
+    /// why, and how long a step takes. Where a node runs here, its members are planned for too, by
+    /// their speed relative to this machine. Warns of what will not work.
     #[command(after_long_help = examples("  p2ptrain plan job.toml\n  p2ptrain plan job.toml --json"))]
     Plan(PlanArgs),
 
@@ -249,9 +255,10 @@ pub enum Command {
 
     /// Audit the account of samples of a run
     ///
-    /// Reads the ledger in the folder of a run and proves from it that every sample of every
-    /// committed step was computed exactly once. Exit status 1 where it was not.
-    #[command(after_long_help = examples("  p2ptrain ledger\n  p2ptrain ledger ~/.local/share/p2ptrain/alice --json"))]
+    /// Reads all ledgers (ledger-*.txt) below a folder and proves from them that every sample of every
+    /// committed step was computed exactly once. Where it was not, the exit status is 1 and the
+    /// report names the file, the line, the step and the samples.
+    #[command(after_long_help = examples("  p2ptrain ledger\n  p2ptrain ledger ~/.local/share/p2ptrain/alice --json\n  p2ptrain ledger ledger-000000000-1.txt"))]
     Ledger(LedgerArgs),
 
     /// Print the completions of a shell
@@ -259,7 +266,10 @@ pub enum Command {
     Completions(CompletionsArgs),
 
     /// Measure one part of the trainer on this machine
-    #[command(hide = true)]
+    ///
+    /// `bench step` trains on this machine alone, without network, by the computation and the update
+    /// of a node, and prints times of whole steps, rates and the peak of memory.
+    #[command(hide = true, after_long_help = examples("  p2ptrain bench step --threads 2 --precision bf16\n  p2ptrain bench step --job job.toml --steps 51 --dump folder --json\n  p2ptrain bench step --init init.safetensors --batches batches.i32 --losses"))]
     Bench(BenchArgs),
 }
 
@@ -487,6 +497,10 @@ pub struct ExportArgs {
     #[arg(long, value_name = "PATH")]
     pub checkpoint: Option<PathBuf>,
 
+    /// Export the weights that this job file starts from, instead of trained ones
+    #[arg(long, value_name = "JOB", conflicts_with = "checkpoint")]
+    pub initial: Option<PathBuf>,
+
     /// File to write; replaced if it exists
     #[arg(long, short, value_name = "FILE")]
     pub output: PathBuf,
@@ -523,8 +537,8 @@ pub struct SwarmKeyArgs {}
 /// `p2ptrain ledger`.
 #[derive(Clone, Debug, Args)]
 pub struct LedgerArgs {
-    /// Folder of a run (default: the newest run in the node's folder)
-    #[arg(value_name = "FOLDER")]
+    /// A ledger, or a folder with some below it (default: the node's folder)
+    #[arg(value_name = "FILE|FOLDER")]
     pub folder: Option<PathBuf>,
 }
 
@@ -543,17 +557,49 @@ pub struct BenchArgs {
     #[arg(value_enum, value_name = "PART")]
     pub kind: BenchKind,
 
-    /// The job file whose model is measured
+    /// The job file that is measured (default: a GPT of width 384, 6 layers, 8192 tokens, random data)
     #[arg(long, value_name = "JOB")]
     pub job: Option<PathBuf>,
 
     /// Steps to measure
-    #[arg(long, value_name = "NUMBER", default_value_t = 10)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub steps: u32,
 
     /// Threads that compute (default: the cores that this process may use)
     #[arg(long, value_name = "NUMBER")]
     pub threads: Option<NonZeroUsize>,
+
+    /// Arithmetic of matrix products, instead of the job's
+    #[arg(long, value_enum, value_name = "PRECISION")]
+    pub precision: Option<BenchPrecision>,
+
+    /// Start from the weights in this safetensors file
+    #[arg(long, value_name = "FILE")]
+    pub init: Option<PathBuf>,
+
+    /// Train on these tokens: 32-bit little-endian integers, global batch x (block size + 1) a step
+    ///
+    /// After the last step of the file comes its first again.
+    #[arg(long, value_name = "FILE")]
+    pub batches: Option<PathBuf>,
+
+    /// Print the loss of every step, the first included; nothing is left out to warm up
+    #[arg(long)]
+    pub losses: bool,
+
+    /// Write init.safetensors and batches.i32 into this folder, for --init and --batches of another
+    /// trainer; implies --losses
+    #[arg(long, value_name = "FOLDER")]
+    pub dump: Option<PathBuf>,
+}
+
+/// `--precision` of `p2ptrain bench`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BenchPrecision {
+    /// 32-bit floats.
+    F32,
+    /// Operands rounded to bfloat16.
+    Bf16,
 }
 
 /// What `p2ptrain bench` measures.

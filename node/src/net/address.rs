@@ -159,6 +159,14 @@ pub(crate) fn advertised_ips(listen: IpAddr) -> Vec<IpAddr> {
     ips
 }
 
+/// Whether packets to `ip` stay inside this machine: the system sends those to its own addresses
+/// through the loopback device too.
+pub(crate) fn is_this_machine(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    ip.is_loopback()
+        || if_addrs::get_if_addrs().unwrap_or_default().iter().any(|interface| interface.ip() == ip)
+}
+
 /// Names the network stack of this machine: loopback addresses mean the same to all processes that
 /// agree on it.
 ///
@@ -234,6 +242,16 @@ mod tests {
         let ips = advertised_ips(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         assert!(!ips.is_empty());
         assert!(ips.len() == 1 || ips.iter().all(|ip| !ip.is_loopback()), "{ips:?}");
+    }
+
+    #[test]
+    fn own_addresses_are_this_machine() {
+        for ip in advertised_ips(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) {
+            assert!(is_this_machine(ip), "{ip}");
+        }
+        assert!(is_this_machine(IpAddr::from([127, 1, 2, 3])));
+        assert!(is_this_machine(Ipv4Addr::LOCALHOST.to_ipv6_mapped().into()));
+        assert!(!is_this_machine(IpAddr::from([203, 0, 113, 77])));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use self::{handshake::Proven, tuning::Tuning};
-use super::limits;
+use super::{address, limits};
 use crate::identity::{Identity, PeerId};
 
 /// Why a connection was closed, as told to the peer. The numbers are part of the protocol.
@@ -73,6 +73,7 @@ impl Bulk {
         member: handshake::Member,
         tuning: Tuning,
     ) -> io::Result<Self> {
+        tuning::keep_freed_memory();
         let runtime = Arc::new(TokioRuntime);
         let socket = runtime.wrap_udp_socket(socket)?;
         let credentials = tls::Credentials::new(identity).map_err(io::Error::other)?;
@@ -160,7 +161,8 @@ impl Bulk {
 
     async fn answer(&self, incoming: quinn::Incoming) -> Result<Proven, DialError> {
         let (wide, loopback) = &self.server;
-        let config = if is_loopback(incoming.remote_address()) { loopback } else { wide };
+        let config =
+            if address::is_this_machine(incoming.remote_address().ip()) { loopback } else { wide };
         let connection = incoming.accept_with(Arc::new(config.clone()))?.await?;
         Ok(handshake::answer(connection, &self.member).await?)
     }
@@ -176,7 +178,9 @@ impl Bulk {
         let mut error = DialError::NoAddress;
         for addr in addrs.iter().take(limits::ADDRS_MAX) {
             let mut config = quinn::ClientConfig::new(self.credentials.client_config(peer));
-            config.transport_config(Arc::new(self.tuning.transport(is_loopback(*addr))));
+            config.transport_config(Arc::new(
+                self.tuning.transport(address::is_this_machine(addr.ip())),
+            ));
             match self.endpoint.connect_with(config, self.usable(*addr), tls::SERVER_NAME) {
                 Ok(connecting) => drop(attempts.spawn(connecting)),
                 Err(e) => error = e.into(),
@@ -218,8 +222,4 @@ impl DialError {
             _ => false,
         }
     }
-}
-
-fn is_loopback(addr: SocketAddr) -> bool {
-    addr.ip().to_canonical().is_loopback()
 }

@@ -274,7 +274,9 @@ impl Control {
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
                 let mut peers = BTreeMap::<PeerId, Vec<Multiaddr>>::new();
                 for (peer, addr) in found {
-                    if let Some(peer) = identity::from_libp2p(&peer) {
+                    // Unknown peers have to prove themselves by TCP; see the gate.
+                    let tcp = address::socket_addr(&addr).is_some_and(|(_, tcp)| tcp);
+                    if let Some(peer) = identity::from_libp2p(&peer).filter(|_| tcp) {
                         peers.entry(peer).or_default().push(addr);
                     }
                 }

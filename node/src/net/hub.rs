@@ -310,7 +310,7 @@ impl Hub {
         bootstrap.pending = 0;
         let retry_in = bootstrap.attempts.failed();
         let addr = bootstrap.addr.clone();
-        tracing::warn!("no member at {addr} ({reason}); trying again in {retry_in:?}");
+        tracing::debug!("no member at {addr} ({reason}); trying again in {retry_in:?}");
         self.event(NetEvent::BootstrapFailed { addr, reason, retry_in }).await;
     }
 
@@ -600,8 +600,9 @@ impl Hub {
     }
 
     fn command(&self, command: Command) {
-        if let Err(e) = self.shared.control.try_send(command) {
-            tracing::warn!("the control plane is too busy: {e}");
+        if let Err(mpsc::error::TrySendError::Full(command)) = self.shared.control.try_send(command)
+        {
+            tracing::warn!(?command, "the control plane is too busy");
         }
     }
 }

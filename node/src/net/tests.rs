@@ -71,14 +71,16 @@ impl Victim {
         let mut good = config(secret(1));
         good.bootstrap =
             vec![self.handle.local_addrs().control[0].to_string().parse().expect("an address")];
-        let (friend, _events) = start(good).await.expect("starts");
+        let (handle, events) = start(good).await.expect("starts");
+        let mut other = Self { handle, events };
         loop {
-            if let NetEvent::Connected { peer, .. } = self.event().await
-                && peer == friend.peer_id()
+            if let NetEvent::Connected { peer, .. } = other.event().await
+                && peer == self.id()
             {
                 break;
             }
         }
+        let friend = &other.handle;
         friend.send(self.id(), "hello".into()).expect("queued");
         loop {
             if let NetEvent::Message { from, bytes } = self.event().await {

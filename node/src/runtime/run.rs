@@ -232,6 +232,10 @@ impl Effects for NodeEffects {
         self.sent(to, result);
     }
 
+    fn reduced(&mut self, _step: Step, bucket: u32) {
+        self.trace.instant("gradient reduced", u64::from(bucket));
+    }
+
     fn refuse(&mut self, peer: PeerId, reason: String) {
         self.side.push(Side::Refused { peer, reason });
     }

@@ -18,7 +18,7 @@ use p2ptrain_protocol::id::Incarnation;
 use tokio::sync::mpsc;
 
 /// Far above what anything here takes, also on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A network and its events.
 struct Node {

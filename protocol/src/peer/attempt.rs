@@ -322,7 +322,7 @@ impl Peer {
                     collective::Output::KeepLocal { .. } => continue,
                     collective::Output::Done => {
                         finished.push(*index);
-                        continue;
+                        Output::Reduced { step, bucket: *index as u32 }
                     }
                 });
             }

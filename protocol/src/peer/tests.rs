@@ -383,6 +383,7 @@ impl Sim {
                         self.transmit(node, forward.to, Packet::Piece(forward.header, data));
                     }
                 }
+                Output::Reduced { .. } => {}
                 Output::Discard(header) => drop(self.nodes[node].kept.remove(&header)),
                 Output::DropAttempt(attempt) => {
                     self.nodes[node].kept.retain(|header, _| header.attempt != attempt);

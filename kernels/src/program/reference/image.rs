@@ -8,8 +8,9 @@ pub(super) fn evaluate<T: Real>(
     op: &Op,
     inputs: &[Operand<'_, T>],
     shape: &Shape,
-    output: &mut [T],
+    outputs: &mut [&mut [T]],
 ) {
+    let (output, rest) = outputs.split_first_mut().expect("image operators have an output");
     let real = |place: usize| inputs[place].real();
     let of = |place: usize| inputs[place].shape;
     match op {
@@ -24,19 +25,21 @@ pub(super) fn evaluate<T: Real>(
                 output[to] = output[to] + x[at] * w[kernel];
             });
         }
-        Op::Conv2dGradInput { window, .. } => {
-            let (w, dy) = (real(0), real(1));
+        Op::Conv2dGrad(window) => {
+            let (x, w, dy) = (real(0), real(1), real(2));
+            let [dw, dbias] = rest else { unreachable!("has three outputs") };
             output.fill(T::ZERO);
-            taps(window, shape, of(0), |at, kernel, to| {
+            dw.fill(T::ZERO);
+            dbias.fill(T::ZERO);
+            taps(window, of(0), of(1), |at, kernel, to| {
                 output[at] = output[at] + dy[to] * w[kernel];
+                dw[kernel] = dw[kernel] + dy[to] * x[at];
             });
-        }
-        Op::Conv2dGradWeight { window, .. } => {
-            let (x, dy) = (real(0), real(1));
-            output.fill(T::ZERO);
-            taps(window, of(0), shape, |at, kernel, to| {
-                output[kernel] = output[kernel] + dy[to] * x[at];
-            });
+            let area = of(2)[2] * of(2)[3];
+            for (place, &dy) in dy.iter().enumerate() {
+                let filter = place / area % dbias.len();
+                dbias[filter] = dbias[filter] + dy;
+            }
         }
         Op::Pool2d { kind, kernel, window } => {
             let x = real(0);

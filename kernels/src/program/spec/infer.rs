@@ -78,11 +78,9 @@ impl Infer<'_> {
                 require_attribute(*to == DType::F32, "to", "f32")?;
                 Ok(vec![Type::f32(self.shape(0).clone())])
             }
-            Op::Conv2d(_)
-            | Op::Conv2dGradInput { .. }
-            | Op::Conv2dGradWeight { .. }
-            | Op::Pool2d { .. }
-            | Op::Pool2dGrad { .. } => self.image(op),
+            Op::Conv2d(_) | Op::Conv2dGrad(_) | Op::Pool2d { .. } | Op::Pool2dGrad { .. } => {
+                self.image(op)
+            }
         }
     }
 
@@ -384,11 +382,13 @@ impl Infer<'_> {
     fn image(&self, op: &Op) -> Result<Vec<Type>, Issue> {
         let (expected, range) = match op {
             Op::Conv2d(_) => ("2 or 3", 2..=3),
+            Op::Conv2dGrad(_) => ("3", 3..=3),
             Op::Pool2d { .. } => ("1", 1..=1),
             _ => ("2", 2..=2),
         };
         self.floats(expected, range)?;
-        for input in 0..self.inputs.len().min(2) {
+        let bias = usize::from(matches!(op, Op::Conv2d(_)) && self.inputs.len() == 3);
+        for input in 0..self.inputs.len() - bias {
             self.require(input, self.shape(input).rank() == 4, "must have four axes")?;
         }
         let a = self.shape(0);
@@ -402,19 +402,13 @@ impl Infer<'_> {
                 let (h, v) = (windows(window, a[2], w[2])?, windows(window, a[3], w[3])?);
                 Ok(vec![Type::f32([a[0], w[0], h, v])])
             }
-            Op::Conv2dGradInput { window, height, width } => {
-                let dy = self.shape(1);
-                let (h, v) = (windows(window, *height, a[2])?, windows(window, *width, a[3])?);
-                self.require(1, dy[1..] == [a[0], h, v], "must be the convolution's output")?;
-                Ok(vec![Type::f32([dy[0], a[1], *height, *width])])
-            }
-            Op::Conv2dGradWeight { window, kernel_height, kernel_width } => {
-                let dy = self.shape(1);
-                let h = windows(window, a[2], *kernel_height)?;
-                let v = windows(window, a[3], *kernel_width)?;
-                let fits = dy[0] == a[0] && dy[2..] == [h, v];
-                self.require(1, fits, "must be the convolution's output")?;
-                Ok(vec![Type::f32([dy[1], a[1], *kernel_height, *kernel_width])])
+            Op::Conv2dGrad(window) => {
+                let (w, dy) = (self.shape(1), self.shape(2));
+                self.require(1, w[1] == a[1], "must be [O,C,KH,KW] for x [N,C,H,W]")?;
+                let (h, v) = (windows(window, a[2], w[2])?, windows(window, a[3], w[3])?);
+                self.require(2, dy[..] == [a[0], w[0], h, v], "must be the convolution's output")?;
+                let bias = Type::f32([w[0]]);
+                Ok(vec![self.inputs[0].clone(), self.inputs[1].clone(), bias])
             }
             Op::Pool2d { kernel, window, .. } | Op::Pool2dGrad { kernel, window, .. } => {
                 let half = window.padding.checked_mul(2).is_some_and(|twice| twice <= *kernel);

@@ -53,6 +53,28 @@ async fn a_killed_process_is_dead_within_a_fraction_of_a_second() {
     }
 }
 
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_process_is_unreachable_after_silence_and_comes_back_when_continued() {
+    let mut ann = start(config(1, &[])).await;
+    let mut child = spawn_child(&ann);
+    let peer = ann.connected().await;
+    signal(&child, "-STOP");
+    // Ten seconds of silence; nothing shorter tells a stopped process from a slow one.
+    assert_eq!(ann.lost().await, (peer, LossCause::Unreachable));
+    signal(&child, "-CONT");
+    assert_eq!(ann.connected().await, peer);
+    child.kill().expect("SIGKILL");
+    assert_eq!(ann.lost().await, (peer, LossCause::Dead));
+    child.wait().expect("is gone");
+}
+
+#[cfg(unix)]
+fn signal(child: &Child, signal: &str) {
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status();
+    assert!(sent.expect("there is a kill command").success());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_peer_connects_anew_after_its_loss() {
     let (mut ann, bob) = pair().await;
