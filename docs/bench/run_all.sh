@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # p2ptrain against PyTorch on this machine, alternating in one run, as a Markdown table of ratios.
+# `p2ptrain bench` without a job file measures the model that pytorch_gpt.py has by default.
 #
 #   python3 -m venv .venv && .venv/bin/pip install torch==2.11.0 numpy
 #   cargo build --release
@@ -17,13 +18,8 @@ steps=${STEPS:-12}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-head -c 6291456 /dev/urandom | base64 >"$work/noise.txt"
-for precision in f32 bf16; do
-    sed "s|@precision@|$precision|; s|@data@|$work/noise.txt|" docs/bench/d384.toml >"$work/$precision.toml"
-done
-
 # 1. The same losses, on the same initial weights and batches.
-"$p2ptrain" bench step --job "$work/f32.toml" --steps 51 --threads "$threads" --json \
+"$p2ptrain" bench step --precision f32 --steps 51 --threads "$threads" --json \
     --dump "$work/dump" >"$work/p2ptrain.losses.json"
 "$python" docs/bench/pytorch_gpt.py --weights "$work/dump/init.safetensors" \
     --batches "$work/dump/batches.i32" --steps 51 --threads "$threads" --losses \
@@ -35,7 +31,7 @@ for round in $(seq "$rounds"); do
     for precision in f32 bf16; do
         "$python" docs/bench/pytorch_gpt.py --precision "$precision" --threads "$threads" \
             --steps "$steps" >"$work/pytorch.$precision.$round.json"
-        "$p2ptrain" bench step --job "$work/$precision.toml" --steps "$steps" \
+        "$p2ptrain" bench step --precision "$precision" --steps "$steps" \
             --threads "$threads" --json >"$work/p2ptrain.$precision.$round.json"
     done
 done

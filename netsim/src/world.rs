@@ -324,7 +324,7 @@ impl World {
                 Effect::Committed(commit) => {
                     let (nodes, life) = (&self.nodes, self.nodes[node].life);
                     let living = |node: usize, life| nodes[node].alive && nodes[node].life == life;
-                    let survivors = self.oracle.others_beyond(node, commit.step, &living);
+                    let survivors = self.oracle.others_beyond(node, commit.step, living);
                     match self.oracle.committed(node, life, &commit, living) {
                         // Nobody lives who knows of the other history: the run ends here.
                         Err(Violation::Split { .. }) if self.scenario.may_stall && !survivors => {
