@@ -298,6 +298,7 @@ impl<'a> Epilogue<'a> {
     }
 
     /// Applies to columns `column..` of row `row`, whose products `c` holds.
+    #[inline(always)]
     fn apply(&self, c: &mut [f32], row: usize, column: usize, width: usize) {
         let at = row * width + column;
         let add = |c: &mut [f32], x: &[f32]| c.iter_mut().zip(x).for_each(|(c, x)| *c += x);
