@@ -13,10 +13,12 @@ use crate::primitive::pool::Pool;
 use crate::program::{LOGITS, LOSS, Program, SpecError};
 use crate::shape::Shape;
 
+mod arena;
 mod chain;
 mod compile;
 mod kernel;
 
+use arena::Arena;
 use compile::Compiled;
 
 /// Precision of matrix products. Parameters, norms, softmax, the loss and all sums are f32 either
@@ -121,6 +123,10 @@ pub struct Timing {
     pub calls: u32,
     /// Sum over all calls.
     pub total: Duration,
+    /// When the last call began, from the beginning of its step.
+    pub last_start: Duration,
+    /// What the last call took.
+    pub last: Duration,
 }
 
 /// Runs one program: training steps, evaluation and logits. Memory is planned and allocated when
@@ -138,7 +144,7 @@ struct Machine {
     pool: Pool,
     scratch: Scratch,
     precision: Precision,
-    arena: Vec<f32>,
+    arena: Arena,
     profile: bool,
 }
 
@@ -159,7 +165,7 @@ impl Executor {
         let mut executor = Self::inference(program, threads, precision)?;
         let train = training_program(program)?;
         let train = Compiled::new(train, LOSS)?;
-        executor.machine.reserve(train.arena_len())?;
+        executor.machine.arena.reserve(train.arena_len())?;
         executor.train = Some(train);
         Ok(executor)
     }
@@ -171,7 +177,7 @@ impl Executor {
         let train = Compiled::new(training_program(program)?, LOSS)?;
         let evaluation = Compiled::new(forward_program(program, LOSS)?, LOSS)?;
         let len = train.arena_len().max(evaluation.arena_len());
-        Ok(len.saturating_mul(size_of::<f32>()))
+        Ok(Arena::bytes_for(len))
     }
 
     /// For evaluation and logits only, in much less memory.
@@ -190,11 +196,11 @@ impl Executor {
             pool: Pool::new(threads),
             scratch: Scratch::default(),
             precision,
-            arena: Vec::new(),
+            arena: Arena::default(),
             profile: false,
         };
         // Logits are held whole only by who asks for them: their memory comes with the first call.
-        machine.reserve(evaluation.as_ref().map_or(0, Compiled::arena_len))?;
+        machine.arena.reserve(evaluation.as_ref().map_or(0, Compiled::arena_len))?;
         Ok(Self { train: None, evaluation, logits, machine })
     }
 
@@ -226,7 +232,7 @@ impl Executor {
     /// end, such as the targets of a language model.
     pub fn logits(&mut self, params: &Params, inputs: &[Input<'_>]) -> Result<&[f32], ExecError> {
         let compiled = self.logits.as_mut().ok_or(ExecError::NoOutput(LOGITS))?;
-        self.machine.reserve(compiled.arena_len())?;
+        self.machine.arena.reserve(compiled.arena_len())?;
         compiled.run(&mut self.machine, params, inputs, &mut [], &mut |_, _| ())?;
         Ok(compiled.result(&self.machine))
     }
@@ -238,7 +244,7 @@ impl Executor {
 
     /// Bytes held besides parameters and gradients: the arena and the products' packing buffers.
     pub fn memory_bytes(&self) -> usize {
-        self.machine.arena.capacity() * size_of::<f32>() + self.machine.scratch.bytes()
+        self.machine.arena.bytes() + self.machine.scratch.bytes()
     }
 
     /// The program that a step runs: forward and backward after all passes.
@@ -258,27 +264,20 @@ impl Executor {
 }
 
 impl Machine {
-    /// Makes the arena at least so long.
-    fn reserve(&mut self, len: usize) -> Result<(), ExecError> {
-        let missing = len.saturating_sub(self.arena.len());
-        let bytes = len.saturating_mul(size_of::<f32>());
-        if self.arena.try_reserve_exact(missing).is_err() {
-            return Err(ExecError::OutOfMemory { bytes });
-        }
-        self.arena.resize(self.arena.len() + missing, 0.0);
-        Ok(())
-    }
-
     fn start(&self) -> Option<Instant> {
         self.profile.then(Instant::now)
     }
 }
 
-/// Forward and backward of the output `loss`, after all passes.
+/// Forward and backward of the output `loss`, after all passes. A program that has its backward
+/// already keeps it.
 pub fn training_program(program: &Program) -> Result<Program, ExecError> {
     let forward = passes::keep_outputs(program, &[LOSS])?;
-    let forward = fuse_forward(&forward)?;
-    let both = passes::remove_dead(&grad::differentiate(&forward)?)?;
+    let both = if program.grads.is_empty() {
+        passes::remove_dead(&grad::differentiate(&fuse_forward(&forward)?)?)?
+    } else {
+        forward
+    };
     let both = passes::share_common(&passes::share_head_loss(&both)?)?;
     let both = passes::fuse_norm_sum(&passes::fuse_gelu_grad(&both)?)?;
     Ok(passes::fuse_elementwise(&both)?)

@@ -191,7 +191,8 @@ pub fn fuse_head(program: &Program) -> Result<Program, SpecError> {
     let mut result = program.clone();
     let uses = Uses::of(program);
     for (index, node) in program.nodes.iter().enumerate() {
-        let (Op::CrossEntropy, Value::Node(source, 0)) = (&node.op, node.inputs[0]) else {
+        let (Op::CrossEntropy, Some(&Value::Node(source, 0))) = (&node.op, node.inputs.first())
+        else {
             continue;
         };
         let linear = &program.nodes[source as usize];

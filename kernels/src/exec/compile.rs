@@ -55,6 +55,8 @@ struct Step {
     completes: Vec<usize>,
     calls: u32,
     total: Duration,
+    last_start: Duration,
+    last: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -157,6 +159,8 @@ impl Compiled {
                     flops: self.program.node_flops(node),
                     calls: step.calls,
                     total: step.total,
+                    last_start: step.last_start,
+                    last: step.last,
                 }
             })
             .collect()
@@ -216,12 +220,15 @@ impl Compiled {
     ) -> Result<(), ExecError> {
         self.check_blocks("parameters", &params.blocks)?;
         self.check_inputs(inputs)?;
+        let begun = machine.start();
         for step in &mut self.steps {
             let started = machine.start();
             step.run(&self.program, machine, params, inputs, grads);
             if let Some(started) = started {
                 step.calls += 1;
-                step.total += started.elapsed();
+                step.last = started.elapsed();
+                step.total += step.last;
+                step.last_start = begun.map_or(Duration::ZERO, |begun| started - begun);
             }
             for &block in &step.completes {
                 on_block(block, &mut grads[block]);
@@ -306,6 +313,8 @@ impl Step {
             completes: completes(completion, index).collect(),
             calls: 0,
             total: Duration::ZERO,
+            last_start: Duration::ZERO,
+            last: Duration::ZERO,
         };
         for addition in &mut step.additions {
             // Ranges of the arena are absolute from here on.

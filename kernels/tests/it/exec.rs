@@ -6,6 +6,7 @@ use std::cell::Cell;
 use p2ptrain_kernels::exec::training_program;
 use p2ptrain_kernels::memory::unplanned_bytes;
 use p2ptrain_kernels::model::{GptConfig, Sampling, generate, gpt};
+use p2ptrain_kernels::program::{Builder, Init, Op, PoolKind, Type, UnaryKind, Window};
 use p2ptrain_kernels::{ExecError, Executor, Input, Params, Precision, Program, init_params};
 
 /// Counts allocations of the thread that asks for it.
@@ -227,4 +228,60 @@ fn executors_move_between_threads_and_tell_what_they_need() {
     let executor = Executor::new(&program, 1, Precision::F32).unwrap();
     check(&executor);
     assert_eq!(Executor::bytes_needed(&program).unwrap(), executor.memory_bytes());
+}
+
+/// Tells bright top halves of images from bright bottom halves.
+fn small_cnn(images: usize) -> Program {
+    let mut build = Builder::new("cnn");
+    build.begin_block("features");
+    let x = build.input("images", Type::f32([images, 1, 8, 8])).unwrap();
+    let labels = build.input("labels", Type::i32([images])).unwrap();
+    let init = Init::Uniform { bound: 0.3 };
+    let w = build.param("conv.weight", [4, 1, 3, 3], init, true).unwrap();
+    let b = build.param("conv.bias", [4], Init::Zeros, false).unwrap();
+    let window = Window { stride: 1, padding: 1 };
+    let x = build.add(Op::Conv2d(window), &[x, w, b]).unwrap();
+    let x = build.unary(UnaryKind::Relu, x).unwrap();
+    let window = Window { stride: 4, padding: 0 };
+    let x = build.add(Op::Pool2d { kind: PoolKind::Max, kernel: 4, window }, &[x]).unwrap();
+    build.begin_block("head");
+    let x = build.reshape(x, [images, 16]).unwrap();
+    let w = build.param("head.weight", [2, 16], init, true).unwrap();
+    let b = build.param("head.bias", [2], Init::Zeros, false).unwrap();
+    let logits = build.linear(x, w, Some(b)).unwrap();
+    let loss = build.add(Op::CrossEntropy, &[logits, labels]).unwrap();
+    build.output("loss", loss);
+    build.output("logits", logits);
+    build.finish().unwrap()
+}
+
+#[test]
+fn a_small_cnn_learns() {
+    let program = small_cnn(6);
+    let labels = [0, 1, 0, 1, 1, 0];
+    let bright = |image: usize, row: usize| (row < 4) == (labels[image] == 0);
+    let images: Vec<f32> = (0..6 * 64)
+        .map(|place| {
+            let (image, row) = (place / 64, place % 64 / 8);
+            let noise = (place * 37 % 11) as f32 / 20.0;
+            noise + if bright(image, row) { 1.0 } else { 0.0 }
+        })
+        .collect();
+    let inputs = [Input::F32(&images), Input::I32(&labels)];
+    let mut executor = Executor::new(&program, 2, Precision::F32).unwrap();
+    let mut params = init_params(&program, 1);
+    let before = executor.evaluate(&params, &inputs).unwrap();
+    for _ in 0..60 {
+        let mut grads = Params::zeros(&program).blocks;
+        executor.step(&params, &inputs, &mut grads, &mut |_, _| ()).unwrap();
+        for (p, g) in params.blocks.iter_mut().flatten().zip(grads.iter().flatten()) {
+            *p -= 0.2 * g;
+        }
+    }
+    let after = executor.evaluate(&params, &inputs).unwrap();
+    assert!(after < before / 5.0, "{before} {after}");
+    let logits = executor.logits(&params, &inputs[..1]).unwrap();
+    for (logits, label) in logits.chunks_exact(2).zip(labels) {
+        assert_eq!(i32::from(logits[1] > logits[0]), label);
+    }
 }

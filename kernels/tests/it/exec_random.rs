@@ -1,11 +1,14 @@
-//! Random programs: the executor, with passes and planned memory, against the plain reference.
+//! Random programs: the executor, with passes and planned memory, against the plain reference; and
+//! programs altered on their way, which must be refused or run.
 
+use p2ptrain_kernels::dtype::DType;
 use p2ptrain_kernels::grad::differentiate;
 use p2ptrain_kernels::program::op::{BinaryKind, Epilogue, Op, ReduceKind, UnaryKind};
 use p2ptrain_kernels::program::reference::{Tensor, run};
 use p2ptrain_kernels::program::{Builder, Init, Type, Value};
-use p2ptrain_kernels::{Executor, Input, Precision, Program, init_params};
+use p2ptrain_kernels::{Executor, Input, Params, Precision, Program, init_params};
 use proptest::prelude::*;
+use serde_json::Value as Json;
 
 const UNARY: [UnaryKind; 8] = [
     UnaryKind::Tanh,
@@ -150,7 +153,7 @@ proptest! {
         let expected = run(&both, &exact, &[Tensor::Index(tokens.to_vec())]);
 
         let mut executor = Executor::new(&program, 2, Precision::F32).unwrap();
-        let mut grads = p2ptrain_kernels::Params::zeros(&program);
+        let mut grads = Params::zeros(&program);
         let mut blocks = Vec::new();
         let inputs = [Input::I32(&tokens)];
         let loss = executor
@@ -170,6 +173,65 @@ proptest! {
                     "d{}: {} or {}\n{}", info.name, found, wanted, text
                 );
             }
+        }
+    }
+}
+
+/// Encoded programs that together use every operator, forward and backward.
+fn encoded() -> Vec<Vec<u8>> {
+    let stored: Json = serde_json::from_str(include_str!("../reference/programs.json")).unwrap();
+    let texts = stored["cases"].as_array().unwrap().iter().map(|case| case["program"].as_str());
+    let programs = texts.map(|text| Program::parse_text(text.unwrap()).unwrap());
+    programs
+        .flat_map(|forward| [forward.encode(), differentiate(&forward).unwrap().encode()])
+        .collect()
+}
+
+/// What a peer does with a program from elsewhere: check what it needs, and run it.
+fn run_if_small(program: &Program) {
+    const BYTES_MAX: usize = 1 << 20;
+    let param_bytes = program.param_elements().saturating_mul(4);
+    let input_elements = program.inputs().iter().map(|input| input.shape.elements());
+    let input_bytes = input_elements.fold(0usize, usize::saturating_add).saturating_mul(4);
+    let small = param_bytes < BYTES_MAX && input_bytes < BYTES_MAX;
+    if !small || !Executor::bytes_needed(program).is_ok_and(|bytes| bytes < BYTES_MAX) {
+        return;
+    }
+    let Ok(mut executor) = Executor::new(program, 1, Precision::F32) else { return };
+    let (ints, floats) = (vec![0; input_bytes / 4], vec![0.5; input_bytes / 4]);
+    let inputs: Vec<Input<'_>> = program
+        .inputs()
+        .iter()
+        .map(|input| match input.dtype {
+            DType::I32 => Input::I32(&ints[..input.shape.elements()]),
+            DType::F32 => Input::F32(&floats[..input.shape.elements()]),
+        })
+        .collect();
+    let params = init_params(program, 1);
+    let mut grads = Params::zeros(program).blocks;
+    let _ = executor.step(&params, &inputs, &mut grads, &mut |_, _| ());
+    let _ = executor.evaluate(&params, &inputs);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20000))]
+
+    #[test]
+    fn altered_programs_are_refused_or_run(
+        program in any::<prop::sample::Index>(),
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), 0u8..8), 1..4),
+    ) {
+        thread_local! {
+            static ENCODED: Vec<Vec<u8>> = encoded();
+        }
+        let mut bytes = ENCODED.with(|all| program.get(all).clone());
+        for (place, value) in changes {
+            let place = place.index(bytes.len());
+            // Small numbers are what makes other valid shapes, axes and references.
+            bytes[place] = value;
+        }
+        if let Ok(program) = Program::decode(&bytes) {
+            run_if_small(&program);
         }
     }
 }
