@@ -6,7 +6,7 @@
 //! processor's vectors, so results are the same for every number of threads.
 
 use crate::op::gelu::{self, Form};
-use crate::primitive::pool::Pool;
+use crate::primitive::pool::{Pool, Shared};
 use crate::primitive::scratch::{self, Buffer};
 
 mod block;
@@ -256,16 +256,10 @@ enum Epilogue<'a> {
     Set,
     Add,
     Bias(&'a [f32]),
-    Gelu { bias: Option<&'a [f32]>, activated: SharedOut, form: Form },
+    Gelu { bias: Option<&'a [f32]>, activated: Shared<'a, f32>, form: Form },
     GeluGrad { x: &'a [f32], form: Form },
     Residual { bias: Option<&'a [f32]>, residual: &'a [f32] },
 }
-
-/// The start of an output of which each task writes its own tile.
-struct SharedOut(*mut f32);
-
-// SAFETY: tasks write disjoint tiles, and the borrow of the output outlives the run.
-unsafe impl Sync for SharedOut {}
 
 impl<'a> Epilogue<'a> {
     fn new(store: Store<'a>, size: Size) -> Self {
@@ -283,7 +277,7 @@ impl<'a> Epilogue<'a> {
             Store::Gelu { bias, activated, form } => {
                 check_bias(bias);
                 check(activated.len());
-                Self::Gelu { bias, activated: SharedOut(activated.as_mut_ptr()), form }
+                Self::Gelu { bias, activated: Shared::new(activated), form }
             }
             Store::GeluGrad { x, form } => {
                 check(x.len());
@@ -298,6 +292,7 @@ impl<'a> Epilogue<'a> {
     }
 
     /// Applies to columns `column..` of row `row`, whose products `c` holds.
+    #[inline(always)]
     fn apply(&self, c: &mut [f32], row: usize, column: usize, width: usize) {
         let at = row * width + column;
         let add = |c: &mut [f32], x: &[f32]| c.iter_mut().zip(x).for_each(|(c, x)| *c += x);
@@ -311,8 +306,8 @@ impl<'a> Epilogue<'a> {
             Self::Bias(bias) => add_bias(c, Some(bias)),
             Self::Gelu { bias, activated, form } => {
                 add_bias(c, *bias);
-                // SAFETY: the output has `m * n` elements, and only this task has this tile.
-                let y = unsafe { std::slice::from_raw_parts_mut(activated.0.add(at), c.len()) };
+                // SAFETY: only this task has this tile.
+                let y = unsafe { activated.run(at, c.len()) };
                 gelu::fwd_slice(*form, c, y);
             }
             Self::GeluGrad { x, form } => gelu::scale_by_grad(*form, &x[at..at + c.len()], c),

@@ -175,6 +175,7 @@ pub(crate) fn halve<T: Copy>(mut lanes: [T; 16], combine: impl Fn(T, T) -> T) ->
 }
 
 /// [`halve`] from eight lanes on, with vector instructions.
+#[cfg(target_arch = "x86_64")]
 macro_rules! halve_eight {
     ($eight:expr, $four:ident, $two:ident, $one:ident) => {{
         let eight = $eight;

@@ -51,6 +51,10 @@ simd! {
     }
 }
 
+/// Panels whose epilogue runs at once: wide enough that the second matrix is read in long runs,
+/// narrow enough that the products are still in the second-level cache.
+const EPILOGUE_PANELS: usize = 8;
+
 /// Vectors in a row of the tile.
 const N: usize = 2;
 /// The largest tile, for results that do not fit into `C`.
@@ -104,18 +108,29 @@ fn tiles<S: Simd, const PAIRS: bool, const M: usize>(block: &Block<'_>) {
                 }
             }
         }
-        if let Some(epilogue) = block.epilogue {
-            if matches!(epilogue, Epilogue::Set | Epilogue::Add) {
-                continue;
-            }
-            for row in block.rows.clone() {
-                // SAFETY: inside `C`, and only this task has these rows and columns.
-                let c = unsafe {
-                    let start = out.c.add(row * out.row_c + column);
-                    std::slice::from_raw_parts_mut(start, columns)
-                };
-                epilogue.apply(c, row, column, out.row_c);
-            }
+        let last = j + 1 == b_panels;
+        if last || (j + 1).is_multiple_of(EPILOGUE_PANELS) {
+            let begin = block.columns.start + j / EPILOGUE_PANELS * EPILOGUE_PANELS * width;
+            let end = (column + width).min(block.columns.end);
+            finish(block, begin..end);
         }
+    }
+}
+
+/// Applies what follows the product to columns of all rows of the block.
+#[inline(always)]
+fn finish(block: &Block<'_>, columns: Range<usize>) {
+    let out = block.out;
+    let Some(epilogue) = block.epilogue else { return };
+    if matches!(epilogue, Epilogue::Set | Epilogue::Add) {
+        return;
+    }
+    for row in block.rows.clone() {
+        // SAFETY: inside `C`, and only this task has these rows and columns.
+        let c = unsafe {
+            let start = out.c.add(row * out.row_c + columns.start);
+            std::slice::from_raw_parts_mut(start, columns.len())
+        };
+        epilogue.apply(c, row, columns.start, out.row_c);
     }
 }
