@@ -178,8 +178,8 @@ impl Text {
                 (source, vec![path], what)
             }
             None => {
-                let source = data::default_corpus()
-                    .hint("name some text by --data: a file or a folder")?;
+                let source =
+                    data::default_corpus().hint("name some text by --data: a file or a folder")?;
                 let files = source.paths().take(1).map(PathBuf::from).collect();
                 (source, files, "of Rust sources that cargo has fetched".to_owned())
             }

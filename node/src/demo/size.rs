@@ -137,9 +137,9 @@ fn measure(wish: &Wish, spec: &JobSpec) -> anyhow::Result<f64> {
     };
     thread::scope(|scope| {
         let peers: Vec<_> = (0..wish.peers).map(|_| scope.spawn(one)).collect();
-        let rates = peers.into_iter().map(|peer| {
-            peer.join().map_err(|_| anyhow::anyhow!("the measurement panicked"))?
-        });
+        let rates = peers
+            .into_iter()
+            .map(|peer| peer.join().map_err(|_| anyhow::anyhow!("the measurement panicked"))?);
         rates.sum::<anyhow::Result<f64>>().context("cannot measure a training step")
     })
 }

@@ -12,14 +12,24 @@ use p2ptrain_node::job::JobSpec;
 use p2ptrain_node::optimizer::Optimizer;
 use p2ptrain_node::state::TrainState;
 use p2ptrain_protocol::id::{Incarnation, JobId, PeerId, Step};
-use p2ptrain_protocol::peer::{Commit, JobGeometry, Message, Notice, OrderReport, Peer, PieceHeader};
+use p2ptrain_protocol::peer::{
+    Commit, JobGeometry, Message, Notice, OrderReport, Peer, PieceHeader,
+};
 
 const BATCH: usize = 2;
 const TIME: usize = 16;
 const MICRO_BATCHES: u32 = 8;
 
 fn config() -> GptConfig {
-    GptConfig { vocab: 64, block_size: TIME, layers: 2, heads: 2, width: 32, bias: true, tied: true }
+    GptConfig {
+        vocab: 64,
+        block_size: TIME,
+        layers: 2,
+        heads: 2,
+        width: 32,
+        bias: true,
+        tied: true,
+    }
 }
 
 /// Tokens with something to learn, a function of the position alone.
@@ -146,11 +156,7 @@ impl Swarm {
         }
     }
 
-    fn turn(
-        &mut self,
-        index: usize,
-        at_commit: &mut impl FnMut(&Commit) -> Option<usize>,
-    ) -> bool {
+    fn turn(&mut self, index: usize, at_commit: &mut impl FnMut(&Commit) -> Option<usize>) -> bool {
         if !self.nodes[index].alive || self.nodes[index].wishes.ended {
             return false;
         }
@@ -283,7 +289,9 @@ fn a_peer_that_dies_in_a_step_changes_nothing_but_the_rounding() {
     let alone = run_with(&[1000], 40);
     let mut swarm = Swarm::new(&job(40), &[1000, 2000, 4000]);
     let mut killed = false;
-    swarm.run(|commit| (commit.step == Step(17) && !std::mem::replace(&mut killed, true)).then_some(1));
+    swarm.run(|commit| {
+        (commit.step == Step(17) && !std::mem::replace(&mut killed, true)).then_some(1)
+    });
     swarm.assert_equal_replicas();
     assert_close("two survivors of three", &swarm.losses(0), &alone.losses(0));
     let shares: BTreeMap<_, usize> = swarm.nodes[0].wishes.commits[18]

@@ -12,5 +12,5 @@ mod data_faults;
 mod demo;
 mod ipc;
 mod job;
-mod net;
 mod losses;
+mod net;

@@ -13,17 +13,51 @@ const ITEMS: u32 = 7;
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    Message { from: usize, from_life: u64, to: usize, index: u64 },
-    Computed { node: usize, life: u64, order: u64, bucket: usize },
-    State { node: usize, life: u64, step: u64 },
-    Applied { node: usize, life: u64, step: u64 },
-    Lost { node: usize, who: usize, life: u64, certain: bool },
-    Connect { a: usize, b: usize },
-    Kill { node: usize },
-    Restart { node: usize },
-    Leave { node: usize },
+    Message {
+        from: usize,
+        from_life: u64,
+        to: usize,
+        index: u64,
+    },
+    Computed {
+        node: usize,
+        life: u64,
+        order: u64,
+        bucket: usize,
+    },
+    State {
+        node: usize,
+        life: u64,
+        step: u64,
+    },
+    Applied {
+        node: usize,
+        life: u64,
+        step: u64,
+    },
+    Lost {
+        node: usize,
+        who: usize,
+        life: u64,
+        certain: bool,
+    },
+    Connect {
+        a: usize,
+        b: usize,
+    },
+    Kill {
+        node: usize,
+    },
+    Restart {
+        node: usize,
+    },
+    Leave {
+        node: usize,
+    },
     /// Cuts all links between the nodes below `at` and the others.
-    Cut { at: usize },
+    Cut {
+        at: usize,
+    },
     Heal,
 }
 
