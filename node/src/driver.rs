@@ -4,7 +4,7 @@
 //! keeps it untouched until the commit, for the case that the step has to be exchanged again, and
 //! reduces into a second set of buffers. No lock is shared with the computation.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use p2ptrain_protocol::id::{Digest, PeerId, Step};
@@ -90,6 +90,16 @@ pub struct Driver {
     waiting: VecDeque<Waiting>,
     /// The order that the worker has.
     running: Option<OrderId>,
+    connected: BTreeSet<PeerId>,
+    /// What goes to members that are not connected yet. Newcomers of one step are admitted as soon as
+    /// the members reach them, and may still have to reach each other.
+    held: BTreeMap<PeerId, Vec<Parcel>>,
+}
+
+#[derive(Debug)]
+enum Parcel {
+    Message(Message),
+    Piece(PieceHeader, Bytes),
 }
 
 #[derive(Debug)]
@@ -111,6 +121,8 @@ impl Driver {
             kept: BTreeMap::new(),
             waiting: VecDeque::new(),
             running: None,
+            connected: BTreeSet::new(),
+            held: BTreeMap::new(),
         }
     }
 
@@ -127,8 +139,19 @@ impl Driver {
     /// Takes in one event and performs all that follows from it.
     pub fn handle(&mut self, event: Event, effects: &mut impl Effects) {
         match event {
-            Event::Connected(peer) => self.peer.handle_connected(peer),
-            Event::Lost { peer, certain } => self.peer.handle_lost(peer, certain),
+            Event::Connected(peer) => {
+                self.peer.handle_connected(peer);
+                self.connected.insert(peer);
+                self.drain(effects);
+                for parcel in self.held.remove(&peer).unwrap_or_default() {
+                    self.send(peer, parcel, effects);
+                }
+            }
+            Event::Lost { peer, certain } => {
+                self.connected.remove(&peer);
+                self.held.remove(&peer);
+                self.peer.handle_lost(peer, certain);
+            }
             Event::Message { from, message } => self.peer.handle_message(from, message),
             Event::Piece { from, header, payload } => self.piece(from, header, payload, effects),
             Event::BucketReady { order, bucket, gradient } => {
@@ -190,11 +213,11 @@ impl Driver {
     fn drain(&mut self, effects: &mut impl Effects) {
         while let Some(output) = self.peer.poll_output() {
             match output {
-                Output::Send { to, message } => effects.send(to, message),
+                Output::Send { to, message } => self.send(to, Parcel::Message(message), effects),
                 Output::SendLocal { forward, range } => {
                     let values = &self.local[forward.header.bucket as usize][range];
                     let payload = Bytes::copy_from_slice(bytemuck::cast_slice(values));
-                    effects.send_piece(forward.to, forward.header, payload);
+                    self.send(forward.to, Parcel::Piece(forward.header, payload), effects);
                 }
                 Output::Reduce { header, range, forward, complete } => {
                     let bucket = header.bucket as usize;
@@ -203,19 +226,21 @@ impl Driver {
                     if complete {
                         copy_le(&mut self.reduced_bucket(bucket)[range], &sum);
                     }
-                    effects.send_piece(forward.to, forward.header, sum);
+                    self.send(forward.to, Parcel::Piece(forward.header, sum), effects);
                 }
                 Output::Store { header, range, forward } => {
                     let payload = self.take_kept(&header);
                     copy_le(&mut self.reduced_bucket(header.bucket as usize)[range], &payload);
                     if let Some(forward) = forward {
-                        effects.send_piece(forward.to, forward.header, payload);
+                        self.send(forward.to, Parcel::Piece(forward.header, payload), effects);
                     }
                 }
                 Output::Reduced { step, bucket } => effects.reduced(step, bucket),
                 Output::Discard(header) => drop(self.kept.remove(&header)),
                 Output::DropAttempt(attempt) => {
                     self.kept.retain(|header, _| header.attempt != attempt);
+                    let stale = |parcel: &Parcel| matches!(parcel, Parcel::Piece(header, _) if header.attempt == attempt);
+                    self.held.values_mut().for_each(|held| held.retain(|p| !stale(p)));
                 }
                 Output::Compute { order, step, work, fresh } => {
                     self.waiting.push_back(Waiting { order, step, work, fresh });
@@ -236,6 +261,21 @@ impl Driver {
             }
         }
         self.next_order(effects);
+        let view = self.peer.view();
+        self.held.retain(|peer, _| view.is_some_and(|view| view.contains(peer)));
+    }
+
+    /// Sends, or holds what goes to a member of the view that is not connected yet.
+    fn send(&mut self, to: PeerId, parcel: Parcel, effects: &mut impl Effects) {
+        let member = || self.peer.view().is_some_and(|view| view.contains(&to));
+        if !self.connected.contains(&to) && member() {
+            self.held.entry(to).or_default().push(parcel);
+            return;
+        }
+        match parcel {
+            Parcel::Message(message) => effects.send(to, message),
+            Parcel::Piece(header, payload) => effects.send_piece(to, header, payload),
+        }
     }
 
     /// Hands the next order to the worker once it has given back the buffers of the last.
