@@ -430,8 +430,9 @@ impl Peer {
             return;
         }
         // Of two groups of one job, or two founders, the one that is ahead goes on; of equals, that
-        // of the smaller id.
-        let ahead = |step: Step| (hello.step, self.me) > (step, from);
+        // of the smaller id. One step ahead may be a newcomer of the commit that is under way here.
+        let ahead =
+            |step: Step| hello.step.0 > step.0 + 1 || (hello.step == step && from < self.me);
         let follow = match &self.phase {
             // The other side of the partition went on: its result stands (invariant 3).
             Phase::Member(member) if member.stalled => hello.step >= member.step,
@@ -439,7 +440,9 @@ impl Peer {
                 hello.step.0 > member.step.0 + 1
             }
             Phase::Member(member) => hello.role == Role::Member && ahead(member.step),
-            Phase::Gathering { step } => hello.role == Role::Member || ahead(*step),
+            Phase::Gathering { step } => {
+                hello.role == Role::Member || (hello.step, self.me) > (*step, from)
+            }
             Phase::Joining => {
                 let request = self.join_request();
                 self.send(from, request);

@@ -21,36 +21,24 @@ impl Peer {
     /// Takes in what this peer or another knows of lost members.
     pub(super) fn learn_losses(&mut self, losses: impl IntoIterator<Item = Lost>) {
         let mut grown = false;
-        let mut firmer = false;
         for Lost { peer, incarnation, certain } in losses {
             // Others' doubts about this peer count once they have decided: see `Message::Fenced`.
             if peer == self.me {
                 continue;
             }
+            // What was a doubt first stays one: who died or left later may have gone on meanwhile
+            // with others, so that its end says nothing about what was committed.
             let known = self.known_lost.entry(peer).or_insert((incarnation, certain));
             if known.0 < incarnation {
                 *known = (incarnation, certain);
-            } else if known.0 == incarnation {
-                known.1 |= certain;
             }
+            let certain = known.1;
             let Phase::Member(member) = &mut self.phase else { continue };
-            if incarnation_in(&member.view, &peer) != Some(incarnation) {
-                continue;
-            }
-            match member.lost.get_mut(&peer) {
-                None => {
-                    member.lost.insert(peer, (incarnation, certain));
-                    grown = true;
-                }
-                Some(entry) if certain && !entry.1 => {
-                    entry.1 = true;
-                    firmer = true;
-                }
-                Some(_) => {}
+            if incarnation_in(&member.view, &peer) == Some(incarnation) {
+                grown |= member.lost.insert(peer, (incarnation, certain)).is_none();
             }
         }
-        let Phase::Member(member) = &self.phase else { return };
-        if grown || (firmer && member.round.is_some()) {
+        if grown {
             self.start_round();
         }
     }
@@ -71,15 +59,7 @@ impl Peer {
             news,
             report: member.local.report.clone(),
         };
-        let mut statuses = BTreeMap::new();
-        // Statuses of the same losses stay: only a certainty was added.
-        if let Some(round) = member.round.take() {
-            statuses.extend(
-                round.statuses.into_iter().filter(|(_, s)| same_losses(&s.lost, &member.lost)),
-            );
-        }
-        statuses.insert(self.me, status.clone());
-        member.round = Some(Round { statuses });
+        member.round = Some(Round { statuses: BTreeMap::from([(self.me, status.clone())]) });
         let mut receivers: BTreeSet<PeerId> =
             survivors(&member.view, &member.lost).into_iter().collect();
         receivers.extend(member.previous.iter().filter(|peer| !member.lost.contains_key(peer)));
