@@ -29,13 +29,21 @@ pub(super) struct Kill {
 #[derive(Debug)]
 enum Stage {
     /// Until so many steps are committed.
-    Waiting { at_step: u64 },
+    Waiting {
+        at_step: u64,
+    },
     /// Until the next commit.
-    Down { at: Instant },
+    Down {
+        at: Instant,
+    },
     /// Until the victim is started again.
-    Away { at: Instant },
+    Away {
+        at: Instant,
+    },
     /// Until it contributes.
-    Returning { at: Instant },
+    Returning {
+        at: Instant,
+    },
     Over,
 }
 

@@ -154,13 +154,18 @@ impl Nodes {
 
     /// Starts a node that joins those that run.
     pub(super) fn join(&mut self, index: usize) -> anyhow::Result<()> {
-        let others = self.nodes.iter().enumerate().filter(|(other, node)| {
-            *other != index && matches!(node.life, Life::Running(_))
-        });
-        let addresses: Vec<String> = others
-            .filter_map(|(_, node)| node.status()?.addresses.first().cloned())
-            .collect();
-        anyhow::ensure!(!addresses.is_empty(), "no node runs that {} could join", self.nodes[index].name);
+        let others = self
+            .nodes
+            .iter()
+            .enumerate()
+            .filter(|(other, node)| *other != index && matches!(node.life, Life::Running(_)));
+        let addresses: Vec<String> =
+            others.filter_map(|(_, node)| node.status()?.addresses.first().cloned()).collect();
+        anyhow::ensure!(
+            !addresses.is_empty(),
+            "no node runs that {} could join",
+            self.nodes[index].name
+        );
         self.spawn(index, |command| {
             command.arg("join").arg("--peer").args(addresses);
         })
@@ -217,10 +222,8 @@ impl Nodes {
                 continue;
             };
             if !status.success() {
-                return Err(node.failure(status)).hint(format!(
-                    "its log is {}",
-                    node.dir.join("node.log").display()
-                ));
+                return Err(node.failure(status))
+                    .hint(format!("its log is {}", node.dir.join("node.log").display()));
             }
             node.life = Life::Ended;
             self.first_end.get_or_insert_with(Instant::now);
@@ -232,7 +235,8 @@ impl Nodes {
     /// A node that was killed and joins when the others have finished has nobody to join.
     fn give_up_stragglers(&mut self) {
         let Some(since) = self.first_end else { return };
-        let mut running = self.nodes.iter_mut().filter(|node| matches!(node.life, Life::Running(_)));
+        let mut running =
+            self.nodes.iter_mut().filter(|node| matches!(node.life, Life::Running(_)));
         let (Some(node), None) = (running.next(), running.next()) else { return };
         let joins = node.status().is_none_or(|status| {
             matches!(status.phase, Phase::Starting | Phase::Waiting | Phase::Joining)

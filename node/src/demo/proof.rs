@@ -237,8 +237,7 @@ impl Proof {
         let mut executor = Executor::inference(&program, threads, precision_of(spec))?;
         let prompt: Vec<i32> = PROMPT.bytes().map(i32::from).collect();
         let sampling = Sampling { temperature: 0.8, top_k: 40, seed: spec.seed };
-        let tokens =
-            model::generate(&mut executor, &params, &prompt, SAMPLE_BYTES, &sampling)?;
+        let tokens = model::generate(&mut executor, &params, &prompt, SAMPLE_BYTES, &sampling)?;
         let bytes: Vec<u8> =
             tokens.iter().map(|token| u8::try_from(*token).unwrap_or(b'?')).collect();
         self.sample = Some(format!("{PROMPT}{}", String::from_utf8_lossy(&bytes)));

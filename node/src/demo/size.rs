@@ -30,7 +30,7 @@ const STEPS_MAX: u64 = 1_000_000;
 const MICRO: u32 = 2;
 const MICRO_BATCHES_MIN: u32 = 8;
 const MICRO_BATCHES_MAX: u32 = 64;
-const LEARNING_RATE: f64 = 2e-3;
+const LEARNING_RATE: f64 = 1.2e-3;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -137,9 +137,9 @@ fn measure(wish: &Wish, spec: &JobSpec) -> anyhow::Result<f64> {
     };
     thread::scope(|scope| {
         let peers: Vec<_> = (0..wish.peers).map(|_| scope.spawn(one)).collect();
-        let rates = peers.into_iter().map(|peer| {
-            peer.join().map_err(|_| anyhow::anyhow!("the measurement panicked"))?
-        });
+        let rates = peers
+            .into_iter()
+            .map(|peer| peer.join().map_err(|_| anyhow::anyhow!("the measurement panicked"))?);
         rates.sum::<anyhow::Result<f64>>().context("cannot measure a training step")
     })
 }
