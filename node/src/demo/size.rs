@@ -30,7 +30,7 @@ const STEPS_MAX: u64 = 1_000_000;
 const MICRO: u32 = 2;
 const MICRO_BATCHES_MIN: u32 = 8;
 const MICRO_BATCHES_MAX: u32 = 64;
-const LEARNING_RATE: f64 = 2e-3;
+const LEARNING_RATE: f64 = 1.2e-3;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
