@@ -97,7 +97,7 @@ pub struct Peer {
     /// Peers with a live connection.
     connected: BTreeSet<PeerId>,
     /// Newcomers that asked this peer.
-    candidates: BTreeMap<PeerId, JoinCandidate>,
+    candidates: BTreeMap<PeerId, Candidate>,
     /// Losses by peer: the newest incarnation known to be lost, and whether that is certain.
     known_lost: BTreeMap<PeerId, (Incarnation, bool)>,
     /// What arrived for a step or an attempt that this peer has not reached yet.
@@ -108,6 +108,13 @@ pub struct Peer {
     leaving: bool,
     next_order: u64,
     outputs: VecDeque<Output>,
+}
+
+/// A newcomer as it told of itself.
+#[derive(Debug)]
+struct Candidate {
+    join: JoinCandidate,
+    reaches: BTreeSet<PeerId>,
 }
 
 #[derive(Debug)]
@@ -266,8 +273,8 @@ impl Peer {
         self.connected.insert(peer);
         self.send(peer, Message::Hello(self.hello()));
         if matches!(self.phase, Phase::Joining) {
-            let request = self.join_request();
-            self.send(peer, request);
+            // To all: whom this peer reaches has changed.
+            self.ask_to_join();
         }
     }
 
@@ -277,7 +284,7 @@ impl Peer {
         self.connected.remove(&peer);
         if let Some(candidate) = self.candidates.remove(&peer) {
             // It may have been admitted by barriers that are under way.
-            self.learn_losses([Lost { peer, incarnation: candidate.incarnation, certain }]);
+            self.learn_losses([Lost { peer, incarnation: candidate.join.incarnation, certain }]);
         }
         match &mut self.phase {
             Phase::Member(member) => {
@@ -475,11 +482,11 @@ impl Peer {
         {
             self.learn_losses([Lost { peer: from, incarnation: seen, certain: true }]);
         }
-        let candidate = JoinCandidate {
+        let join = JoinCandidate {
             incarnation: request.incarnation,
             us_per_microbatch: request.us_per_microbatch,
         };
-        self.candidates.insert(from, candidate);
+        self.candidates.insert(from, Candidate { join, reaches: request.reaches.clone() });
         self.gather();
     }
 
@@ -487,7 +494,8 @@ impl Peer {
     fn gather(&mut self) {
         let Phase::Gathering { step } = &self.phase else { return };
         let step = *step;
-        if (self.candidates.len() + 1) < self.geometry.members_min as usize {
+        let news = self.news();
+        if (news.joins.len() + 1) < self.geometry.members_min as usize {
             return;
         }
         let founder = Member {
@@ -497,7 +505,7 @@ impl Peer {
             synced: true,
         };
         let alone = View { epoch: 0, members: vec![founder] };
-        let news = BTreeMap::from([(self.me, self.news())]);
+        let news = BTreeMap::from([(self.me, news)]);
         let (view, _) = alone.next(&[self.me], &news);
         self.admit_newcomers(&alone, &view, step);
         self.enter(step, view, true, true, Vec::new());
@@ -556,9 +564,8 @@ impl Peer {
         self.outputs.push_back(Output::NewIncarnation(self.incarnation));
         for peer in self.connected.clone() {
             self.send(peer, Message::Hello(self.hello()));
-            let request = self.join_request();
-            self.send(peer, request);
         }
+        self.ask_to_join();
     }
 
     /// A group in step can't send more before this peer follows: the pieces of one step, and those
@@ -574,21 +581,31 @@ impl Peer {
             job: self.geometry.job,
             incarnation: self.incarnation,
             us_per_microbatch: self.us_per_microbatch,
+            reaches: self.connected.clone(),
         })
+    }
+
+    fn ask_to_join(&mut self) {
+        for peer in self.connected.clone() {
+            let request = self.join_request();
+            self.send(peer, request);
+        }
     }
 
     /// This peer's news of the step: newcomers that it can reach, and its own wish to leave.
     fn news(&self) -> News {
         let view = self.view();
-        let joins = self
-            .candidates
-            .iter()
-            .filter(|(peer, candidate)| {
-                view.and_then(|view| incarnation_in(view, peer))
-                    .is_none_or(|member| member < candidate.incarnation)
-            })
-            .map(|(peer, candidate)| (*peer, *candidate))
-            .collect();
+        let mut joins: BTreeMap<PeerId, JoinCandidate> = BTreeMap::new();
+        for (peer, Candidate { join, reaches }) in &self.candidates {
+            let member = view.and_then(|view| incarnation_in(view, peer));
+            let is_new = member.is_none_or(|member| member < join.incarnation);
+            let reaches = |other: PeerId| other == *peer || reaches.contains(&other);
+            let reaches_members = view.is_none_or(|view| view.peers().all(reaches));
+            let reaches_newcomers = joins.keys().copied().all(reaches);
+            if is_new && reaches_members && reaches_newcomers {
+                joins.insert(*peer, *join);
+            }
+        }
         let leaves = if self.leaving { BTreeSet::from([self.me]) } else { BTreeSet::new() };
         News {
             joins,

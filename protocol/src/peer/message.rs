@@ -64,6 +64,8 @@ pub struct JoinRequest {
     pub incarnation: Incarnation,
     /// Its measured time for one micro-batch, in microseconds; 0 when it has not measured yet.
     pub us_per_microbatch: u32,
+    /// Whom the newcomer is connected to. It must reach all members, and all who join with it.
+    pub reaches: BTreeSet<PeerId>,
 }
 
 /// The news of an admission.
