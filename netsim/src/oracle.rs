@@ -144,17 +144,6 @@ impl Oracle {
         !self.links_cut || next(heir) >= next(dying)
     }
 
-    /// Whether another living node has committed `step`.
-    pub(crate) fn others_beyond(
-        &self,
-        node: usize,
-        step: Step,
-        living: impl Fn(usize, u64) -> bool,
-    ) -> bool {
-        let beyond = |(of, life): (usize, u64), next| of != node && next > step && living(of, life);
-        self.next.iter().any(|(of, next)| beyond(*of, *next))
-    }
-
     /// A node has the state before `step` in place and will commit that step first.
     pub(crate) fn fetched(
         &mut self,

@@ -211,8 +211,7 @@ impl Scenario {
         self
     }
 
-    /// A group that may not go on, for want of a quorum, is an outcome and no failure. The run also ends, without
-    /// failure, where such a group goes on after all who went on without it are gone.
+    /// A group that may not go on, for want of a quorum, is an outcome and no failure.
     pub fn may_stall(mut self) -> Self {
         self.may_stall = true;
         self

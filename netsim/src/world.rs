@@ -68,8 +68,6 @@ pub(crate) struct World {
     /// Moments of kills after which nothing was committed yet, with the dead node.
     open_kills: Vec<(u64, usize)>,
     kill_to_commit_us: Vec<u64>,
-    /// A group that could not go on did so after all others were gone, from where it stood.
-    forked: bool,
 }
 
 impl World {
@@ -112,7 +110,6 @@ impl World {
             notices: Vec::new(),
             open_kills: Vec::new(),
             kill_to_commit_us: Vec::new(),
-            forked: false,
             scenario,
         }
     }
@@ -148,7 +145,7 @@ impl World {
             starts -= usize::from(matches!(happening, Happening::Start { .. }));
             self.handle(happening)?;
             let over = faults == 0 && starts == 0 && self.nodes.iter().all(|node| !node.alive);
-            if over || self.forked {
+            if over {
                 break;
             }
             if self.clock.now_us() > self.scenario.limit_us {
@@ -324,15 +321,7 @@ impl World {
                 Effect::Committed(commit) => {
                     let (nodes, life) = (&self.nodes, self.nodes[node].life);
                     let living = |node: usize, life| nodes[node].alive && nodes[node].life == life;
-                    let survivors = self.oracle.others_beyond(node, commit.step, living);
-                    match self.oracle.committed(node, life, &commit, living) {
-                        // Nobody lives who knows of the other history: the run ends here.
-                        Err(Violation::Split { .. }) if self.scenario.may_stall && !survivors => {
-                            self.forked = true;
-                            return Ok(());
-                        }
-                        result => result?,
-                    }
+                    self.oracle.committed(node, life, &commit, living)?;
                     self.count_kills(node);
                 }
                 Effect::Notice(notice) => {

@@ -47,7 +47,7 @@ fn links_that_come_and_go_do_not_split_the_job() {
 
 #[test]
 fn deaths_and_cuts_together_do_not_split_the_job() {
-    for seed in 0..150 {
+    for seed in 0..1_000 {
         let nodes = 3 + seed as usize % 3;
         let scenario = Scenario::new(seed, nodes).steps(60).random_cuts(3, 4_000_000);
         run(scenario.random_kills(4, 4_000_000).may_stall());

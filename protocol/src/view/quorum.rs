@@ -16,19 +16,19 @@ pub enum QuorumReason {
         /// Members that are not certainly dead; all are here.
         living: usize,
     },
-    /// More than half of the members that are not certainly dead are here.
+    /// More than half of the members are here.
     Majority {
         /// Members here.
         present: usize,
-        /// Members that are not certainly dead.
-        living: usize,
+        /// Members of the view.
+        members: usize,
     },
     /// Exactly half are here, among them the smallest id.
     HalfWithSmallest {
         /// Members here.
         present: usize,
-        /// Members that are not certainly dead.
-        living: usize,
+        /// Members of the view.
+        members: usize,
         /// The smallest id of those.
         smallest: PeerId,
     },
@@ -40,12 +40,12 @@ impl fmt::Display for QuorumReason {
             Self::Complete { living } => {
                 write!(f, "goes on: all {living} members that are not known dead are here")
             }
-            Self::Majority { present, living } => {
-                write!(f, "goes on: {present} of {living} members are here, more than half")
+            Self::Majority { present, members } => {
+                write!(f, "goes on: {present} of {members} members are here, more than half")
             }
-            Self::HalfWithSmallest { present, living, smallest } => write!(
+            Self::HalfWithSmallest { present, members, smallest } => write!(
                 f,
-                "goes on: {present} of {living} members are here, exactly half, and {smallest} with the \
+                "goes on: {present} of {members} members are here, exactly half, and {smallest} with the \
                  smallest id is one of them"
             ),
         }
@@ -55,26 +55,26 @@ impl fmt::Display for QuorumReason {
 /// Why a group must stop: another part of the view may be going on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum QuorumError {
-    /// Fewer than half of the members that are not certainly dead are here.
+    /// Fewer than half of the members are here.
     #[error(
-        "stops: only {present} of {living} members are here, fewer than half; the others may go on"
+        "stops: only {present} of {members} members are here, fewer than half; the others may go on"
     )]
     Minority {
         /// Members here.
         present: usize,
-        /// Members that are not certainly dead.
-        living: usize,
+        /// Members of the view.
+        members: usize,
     },
     /// Exactly half are here, without the smallest id.
     #[error(
-        "stops: {present} of {living} members are here, exactly half, and {smallest} with the smallest \
+        "stops: {present} of {members} members are here, exactly half, and {smallest} with the smallest \
          id is not one of them; the other half may go on"
     )]
     HalfWithoutSmallest {
         /// Members here.
         present: usize,
-        /// Members that are not certainly dead.
-        living: usize,
+        /// Members of the view.
+        members: usize,
         /// The smallest id of those.
         smallest: PeerId,
     },
@@ -86,10 +86,11 @@ pub enum QuorumError {
 /// Whether the members of `view` that are neither in `dead` nor in `suspect` may go on without those
 /// (design invariant 3: no split brain).
 ///
-/// `dead` holds peers whose process is certainly gone (connection refused or reset, a goodbye, a fenced
-/// incarnation): they can't go on elsewhere, and don't count. `suspect` holds peers that cannot be reached but
-/// may live. Of the others, more than half goes on; exactly half goes on where it holds the smallest id.
-/// A peer in both sets is dead.
+/// `dead` holds peers whose process is certainly gone (connection refused or reset, a goodbye). Where nobody
+/// else is missing, they are no partition: of two peers the survivor of a crash goes on. `suspect` holds peers
+/// that cannot be reached but may live. Then more than half of all members goes on, or exactly half where it
+/// holds the smallest id; and the dead count as missing, since before they died they may have gone on with
+/// those who are suspected. A peer in both sets is dead.
 ///
 /// Two groups that see each other as suspect never both go on, even where they know different dead peers.
 pub fn may_continue(
@@ -97,26 +98,23 @@ pub fn may_continue(
     dead: &BTreeSet<PeerId>,
     suspect: &BTreeSet<PeerId>,
 ) -> Result<QuorumReason, QuorumError> {
-    let mut present = 0;
-    let mut living = 0;
-    let mut smallest = None;
-    for peer in view.peers().filter(|peer| !dead.contains(peer)) {
-        let here = !suspect.contains(&peer);
-        living += 1;
-        present += usize::from(here);
-        // Members are sorted: the first is the smallest.
-        smallest = smallest.or(Some((peer, here)));
-    }
-    let Some((smallest, smallest_here)) = smallest else { return Err(QuorumError::Nobody) };
-    match (2 * present).cmp(&living) {
+    let members = view.members.len();
+    let living = view.peers().filter(|peer| !dead.contains(peer)).count();
+    let here = |peer: &PeerId| !dead.contains(peer) && !suspect.contains(peer);
+    let present = view.peers().filter(here).count();
+    // Members are sorted: the first is the smallest.
+    let Some(smallest) = view.peers().next().filter(|_| living > 0) else {
+        return Err(QuorumError::Nobody);
+    };
+    match (2 * present).cmp(&members) {
         _ if present == living => Ok(QuorumReason::Complete { living }),
-        std::cmp::Ordering::Greater => Ok(QuorumReason::Majority { present, living }),
-        std::cmp::Ordering::Less => Err(QuorumError::Minority { present, living }),
-        std::cmp::Ordering::Equal if smallest_here => {
-            Ok(QuorumReason::HalfWithSmallest { present, living, smallest })
+        std::cmp::Ordering::Greater => Ok(QuorumReason::Majority { present, members }),
+        std::cmp::Ordering::Less => Err(QuorumError::Minority { present, members }),
+        std::cmp::Ordering::Equal if here(&smallest) => {
+            Ok(QuorumReason::HalfWithSmallest { present, members, smallest })
         }
         std::cmp::Ordering::Equal => {
-            Err(QuorumError::HalfWithoutSmallest { present, living, smallest })
+            Err(QuorumError::HalfWithoutSmallest { present, members, smallest })
         }
     }
 }
@@ -176,11 +174,17 @@ mod tests {
     }
 
     #[test]
-    fn the_dead_do_not_count_even_where_they_are_suspected_too() {
+    fn the_dead_are_no_partition_even_where_they_were_suspected_too() {
         check(5, &[1, 2], &[1, 2], "goes on: all 3 members that are not known dead are here");
-        check(5, &[1, 2], &[3], "goes on: 2 of 3 members are here, more than half");
         check(3, &[1, 2, 3], &[], "stops: no member of the view is alive");
         check(0, &[], &[], "stops: no member of the view is alive");
+    }
+
+    #[test]
+    fn where_others_are_suspected_the_dead_may_have_been_with_them() {
+        check(5, &[1], &[2], "goes on: 3 of 5 members are here, more than half");
+        let text = "stops: only 1 of 3 members are here, fewer than half; the others may go on";
+        check(3, &[1], &[2], text);
     }
 
     #[test]
