@@ -20,6 +20,9 @@ use std::thread::{self, JoinHandle};
 /// two operators of one step and shorter than what an idle core is worth to others.
 const SPIN_TURNS: u32 = 1500;
 
+/// In place of the next task's number: there is no run.
+const CLOSED: u64 = 0xffff_ffff;
+
 type Task = dyn Fn(usize) + Sync;
 
 /// Fixed threads that execute tasks together with the caller. See the [module](self).
@@ -205,10 +208,11 @@ thread_local! {
 
 /// What the caller and the workers share.
 ///
-/// `claim` holds the number of the run (upper half) and the next task (lower half). The other
-/// fields of a run are written only while no task of the run before is left or running. A thread
-/// therefore reads them first and claims by compare-and-swap afterwards: a swap that succeeds
-/// proves that what was read belongs to that run.
+/// `claim` holds the number of the run (upper half) and the next task (lower half). Between two runs
+/// it is closed: no thread can claim, under a number of its own. The other fields of a run are
+/// written only while it is closed. A thread reads them first and claims by compare-and-swap
+/// afterwards. Had it read a field of a later run, it would have seen the closing before its swap,
+/// which then fails; so a swap that succeeds proves that what was read belongs to that run.
 #[derive(Default)]
 struct State {
     claim: AtomicU64,
@@ -234,11 +238,14 @@ impl State {
         // that every claimed task has ended.
         let closure: *const Task =
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static Task>(f) };
-        self.tasks.store(tasks as usize, Ordering::Relaxed);
-        self.closure.store((&raw const closure).cast_mut(), Ordering::Relaxed);
+        let last = self.claim.load(Ordering::Relaxed) >> 32;
+        let number = |after: u64| (last.wrapping_add(after) & 0xffff_ffff) << 32;
+        self.claim.store(number(1) | CLOSED, Ordering::SeqCst);
+        self.tasks.store(tasks as usize, Ordering::Release);
+        self.closure.store((&raw const closure).cast_mut(), Ordering::Release);
         self.done.store(0, Ordering::Relaxed);
-        let run = (self.claim.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
-        self.claim.store(run << 32, Ordering::SeqCst);
+        // A number other than that of the closing, so that a worker which saw only that wakes again.
+        self.claim.store(number(2), Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             let _guard = lock(&self.sleep);
             self.wake.notify_all();
@@ -259,8 +266,8 @@ impl State {
             let claim = self.claim.load(Ordering::Acquire);
             let tasks = self.tasks.load(Ordering::Acquire);
             let closure = self.closure.load(Ordering::Acquire);
-            let index = (claim & 0xffff_ffff) as usize;
-            if index >= tasks {
+            let index = (claim & CLOSED) as usize;
+            if index >= tasks || index == CLOSED as usize {
                 return;
             }
             let swap = self.claim.compare_exchange_weak(
@@ -379,6 +386,22 @@ mod tests {
             });
         }
         assert_eq!(total.into_inner(), 20_000 * 6);
+    }
+
+    /// A worker that was late in a run of few tasks once took a task of the next, longer run before
+    /// that run was published: the task ran twice, and the caller waited for ever.
+    #[test]
+    fn a_worker_that_is_late_takes_no_task_of_the_next_run() {
+        let pool = Pool::new(3);
+        let counts: Vec<AtomicUsize> = (0..64).map(|_| AtomicUsize::new(0)).collect();
+        for round in 1..=60_000 {
+            pool.run(2, &|_| ());
+            pool.run(64, &|index| {
+                counts[index].fetch_add(1, Ordering::Relaxed);
+            });
+            let exact = |count: &AtomicUsize| count.load(Ordering::Relaxed) == round;
+            assert!(counts.iter().all(exact), "round {round}");
+        }
     }
 
     #[test]
