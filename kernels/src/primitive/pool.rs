@@ -392,10 +392,19 @@ mod tests {
     /// that run was published: the task ran twice, and the caller waited for ever.
     #[test]
     fn a_worker_that_is_late_takes_no_task_of_the_next_run() {
-        let pool = Pool::new(3);
+        let pool = Pool::new(2);
         let counts: Vec<AtomicUsize> = (0..64).map(|_| AtomicUsize::new(0)).collect();
-        for round in 1..=60_000 {
+        let pause = |us: u64| {
+            let begin = std::time::Instant::now();
+            while begin.elapsed().as_nanos() < u128::from(us) * 1000 {
+                std::hint::spin_loop();
+            }
+        };
+        for round in 1..=20_000 {
+            // The worker goes to sleep, is woken by the short run, and arrives when the long one begins.
+            pause(60);
             pool.run(2, &|_| ());
+            pause(round as u64 % 40);
             pool.run(64, &|index| {
                 counts[index].fetch_add(1, Ordering::Relaxed);
             });
