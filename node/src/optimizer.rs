@@ -71,9 +71,9 @@ impl Optimizer {
         let skipped = !norm.is_finite();
         if !skipped {
             let grad_scale = (f64::from(scale) * clip) as f32;
-            for block in 0..gradients.len() {
+            for (block, gradient) in gradients.iter().enumerate() {
                 for group in &self.groups[block] {
-                    self.update(state, block, group, &gradients[block], grad_scale, lr as f32);
+                    self.update(state, block, group, gradient, grad_scale, lr as f32);
                 }
             }
         }

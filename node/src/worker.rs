@@ -74,7 +74,7 @@ pub struct WorkerParts {
 #[derive(Debug)]
 pub enum WorkerEvent {
     /// For the driver.
-    Driver(Event),
+    Driver(Box<Event>),
     /// Facts of an applied step, for the display.
     Applied {
         /// The step.
@@ -190,11 +190,8 @@ impl Body {
                 if last {
                     trace.instant("gradient ready", block as u64);
                     let gradient = std::mem::take(gradient);
-                    events(WorkerEvent::Driver(Event::BucketReady {
-                        order: id,
-                        bucket: block,
-                        gradient,
-                    }));
+                    let event = Event::BucketReady { order: id, bucket: block, gradient };
+                    events(WorkerEvent::Driver(Box::new(event)));
                 }
             };
             let loss = executor
@@ -224,7 +221,8 @@ impl Body {
             self.parts.trace.end(span);
         }
         drop(state);
-        (self.parts.events)(WorkerEvent::Driver(Event::Computed { order: id, report }));
+        let event = Event::Computed { order: id, report };
+        (self.parts.events)(WorkerEvent::Driver(Box::new(event)));
         let us = started.elapsed().as_micros() as u64;
         (self.parts.events)(WorkerEvent::Busy { step, us });
         Ok(())
@@ -232,7 +230,7 @@ impl Body {
 
     fn ready(&self, order: OrderId, bucket: usize, gradient: Vec<f32>) {
         let event = Event::BucketReady { order, bucket, gradient };
-        (self.parts.events)(WorkerEvent::Driver(event));
+        (self.parts.events)(WorkerEvent::Driver(Box::new(event)));
     }
 
     fn apply(&mut self, order: ApplyOrder) {
@@ -254,7 +252,8 @@ impl Body {
         };
         self.parts.trace.end(span);
         (self.parts.events)(WorkerEvent::Applied { step, applied, snapshot });
-        (self.parts.events)(WorkerEvent::Driver(Event::Applied { step, block_digests, gradients }));
+        let event = Event::Applied { step, block_digests, gradients };
+        (self.parts.events)(WorkerEvent::Driver(Box::new(event)));
     }
 }
 

@@ -44,7 +44,7 @@ impl Node {
         match event {
             WorkerEvent::Driver(event) => {
                 if let Some(job) = &mut self.job {
-                    job.handle(event);
+                    job.handle(*event);
                 }
             }
             WorkerEvent::Applied { step, applied, snapshot } => {

@@ -81,6 +81,9 @@ struct Node {
     connected: BTreeSet<usize>,
 }
 
+/// Attempt and next view of each node, under its life.
+type Commits = BTreeMap<(usize, u64), (Digest, View)>;
+
 struct Sim {
     rng: u64,
     now: u64,
@@ -90,8 +93,8 @@ struct Sim {
     /// Earliest arrival of the next message on an ordered stream.
     stream: BTreeMap<(usize, usize), u64>,
     nodes: Vec<Node>,
-    /// By step: attempt and next view of each node, under its life.
-    commits: BTreeMap<u64, BTreeMap<(usize, u64), (Digest, View)>>,
+    /// By step.
+    commits: BTreeMap<u64, Commits>,
     ledger: Ledger,
     geometry: JobGeometry,
     notices: Vec<(usize, Notice)>,
