@@ -401,7 +401,8 @@ pub struct RunArgs {
 /// `p2ptrain join`.
 #[derive(Clone, Debug, Args)]
 pub struct JoinArgs {
-    /// Address of a member: multiaddr or host:port (default: found on the local network)
+    /// Address of a member: multiaddr or host:port, also as SECRET@ADDR with the swarm secret (default:
+    /// found on the local network)
     #[arg(long, value_name = "ADDR", num_args = 1.., action = ArgAction::Append)]
     pub peer: Vec<String>,
 
