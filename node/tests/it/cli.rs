@@ -1,6 +1,6 @@
 //! The commands as a shell sees them: output, error output and exit status.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -10,22 +10,15 @@ use p2ptrain_node::ipc::{self, IpcCommand};
 use p2ptrain_node::status::{EventLevel, JobStatus, NodeStatus, Phase, StatusHub, StepReport};
 use serde_json::Value;
 
-/// The example of the commands that need no training; cargo builds it with the tests.
-fn binary() -> PathBuf {
-    let test = std::env::current_exe().expect("a test knows its own path");
-    let target = test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps");
-    target.join("examples/front")
-}
-
 fn command(dir: &Path, line: &str) -> Command {
-    let mut command = Command::new(binary());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_p2ptrain"));
     command.args(line.split_whitespace()).env("P2PTRAIN_DIR", dir).stdin(Stdio::null());
     command.env_remove("P2PTRAIN_SWARM");
     command
 }
 
 fn run(dir: &Path, line: &str) -> Output {
-    command(dir, line).output().expect("the example was built")
+    command(dir, line).output().expect("cargo built the binary")
 }
 
 fn text(bytes: &[u8]) -> &str {
@@ -183,7 +176,7 @@ fn completions_know_the_commands_and_a_closed_pipe_is_no_error() {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("the example was built");
+        .expect("cargo built the binary");
     drop(child.stdout.take());
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
