@@ -20,7 +20,8 @@ impl Node {
                 if let Some(job) = &mut self.job {
                     job.effects.fetch_done();
                     job.handle(Event::StateFetched(step));
-                    self.hub.event(EventLevel::Good, format!("holds the state of {step}"));
+                    self.hub
+                        .event(EventLevel::Good, format!("holds the state after step {}", step.0));
                 }
             }
             Internal::StateFailed { step, from, reason } => {
@@ -50,8 +51,10 @@ impl Node {
             WorkerEvent::Applied { step, applied, snapshot } => {
                 self.board.timing.apply_us += applied.us;
                 if applied.skipped {
-                    let text =
-                        format!("the gradient of {step} is not finite; its update is left out");
+                    let text = format!(
+                        "the gradient of step {} is not finite; its update is left out",
+                        nth(step)
+                    );
                     self.hub.event(EventLevel::Warn, text);
                 }
                 self.hub.update(|status| {
@@ -191,7 +194,7 @@ impl Node {
             let (level, text) = match change {
                 ViewChange::Admitted { peer, .. } => {
                     let name = self.board.name_of(peer, &self.adverts);
-                    (EventLevel::Good, format!("{name} is in from step {}", commit.step.0 + 1))
+                    (EventLevel::Good, format!("{name} is in from step {}", nth(commit.step) + 1))
                 }
                 ViewChange::Removed { peer, reason, .. } => {
                     let name = self.board.name_of(peer, &self.adverts);
@@ -262,7 +265,7 @@ impl Node {
                 EventLevel::Warn,
                 format!(
                     "step {}: {} lost; {items} work items are done again, none is lost",
-                    step.0,
+                    nth(*step),
                     names(lost)
                 ),
             ),
@@ -270,7 +273,7 @@ impl Node {
                 EventLevel::Warn,
                 format!(
                     "step {}: {} lost after the exchange; nothing to redo",
-                    step.0,
+                    nth(*step),
                     names(lost)
                 ),
             ),
@@ -279,17 +282,17 @@ impl Node {
                     status.phase = Phase::Paused;
                     status.phase_note = reason.clone();
                 });
-                (EventLevel::Warn, format!("step {}: paused: {reason}", step.0))
+                (EventLevel::Warn, format!("step {}: paused: {reason}", nth(*step)))
             }
             Notice::Fenced { step } => {
                 self.hub.update(|status| status.phase = Phase::Joining);
-                (EventLevel::Warn, format!("step {}: taken for lost; joins again", step.0))
+                (EventLevel::Warn, format!("step {}: taken for lost; joins again", nth(*step)))
             }
             Notice::Diverged { step, block, peers } => {
                 let block = self.parameter_of(*block);
                 (
                     EventLevel::Warn,
-                    format!("after step {}: {block} differs on {}", step.0, names(peers)),
+                    format!("after step {}: {block} differs on {}", nth(*step), names(peers)),
                 )
             }
             Notice::Violation { peer, what } => {
@@ -415,4 +418,9 @@ impl Node {
         let peers = self.board.peers(&self.net, &self.adverts, job);
         self.hub.update(|status| status.set_peers(peers));
     }
+}
+
+/// A step's number for people, who count from 1: the step that makes this many committed ones.
+fn nth(step: Step) -> u64 {
+    step.0 + 1
 }
