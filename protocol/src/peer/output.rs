@@ -32,7 +32,7 @@ pub struct Forward {
     pub header: PieceHeader,
 }
 
-/// What [`Peer::handle_piece`] says of a piece.
+/// What [`Peer::handle_piece`](super::Peer::handle_piece) says of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PieceVerdict {
     /// Keep the bytes under the header; an output will name it or discard it.
@@ -179,7 +179,7 @@ pub enum Output {
         order: OrderId,
         /// The step.
         step: Step,
-        /// Items; micro-batches below [`Items::train`], evaluation above.
+        /// Items; micro-batches below [`Items::train`](super::Items::train), evaluation above.
         work: Vec<Range<u32>>,
         /// Start from zero gradients.
         fresh: bool,
@@ -191,7 +191,7 @@ pub enum Output {
         /// Who has it.
         from: Vec<PeerId>,
     },
-    /// The step is committed: apply the reduced gradient, then call [`Peer::handle_applied`].
+    /// The step is committed: apply the reduced gradient, then call [`Peer::handle_applied`](super::Peer::handle_applied).
     Commit(Box<Commit>),
     /// The peer's incarnation changed; use it in adverts.
     NewIncarnation(Incarnation),
