@@ -3,13 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use crate::id::{Incarnation, PeerId};
+use crate::id::{Digest, Incarnation, PeerId};
 use crate::limits;
 use crate::planner;
 use crate::view;
 
-use super::attempt::{subtract, survivors};
+use super::attempt::{Attempt, subtract, survivors};
 use super::{Lost, Message, Notice, Peer, Phase, Report, Status, incarnation_in};
+
+/// In a status of a step that has not begun. Nobody looks at the attempt of such a status.
+const NO_ATTEMPT: Digest = Digest::from_bytes([0; 32]);
 
 /// The statuses of one set of losses. A larger set opens a new round.
 #[derive(Debug)]
@@ -45,20 +48,9 @@ impl Peer {
 
     /// Stops the attempt and tells the survivors where this peer stands.
     pub(super) fn start_round(&mut self) {
-        let news = self.news();
-        let Phase::Member(member) = &mut self.phase else { return };
         // Until the step has begun there is nothing to agree on; `begin_step` comes back here.
-        let Some(attempt) = &member.attempt else { return };
-        let status = Status {
-            step: member.step,
-            view: member.view.clone(),
-            begun: true,
-            lost: as_losses(&member.lost),
-            holds: attempt.holds(),
-            attempt: attempt.id(),
-            news,
-            report: member.local.report.clone(),
-        };
+        let Some(status) = self.status().filter(|status| status.begun) else { return };
+        let Phase::Member(member) = &mut self.phase else { return };
         member.round = Some(Round { statuses: BTreeMap::from([(self.me, status.clone())]) });
         let mut receivers: BTreeSet<PeerId> =
             survivors(&member.view, &member.lost).into_iter().collect();
@@ -115,19 +107,25 @@ impl Peer {
     /// The sender has not seen the commit of the step before: our status says that it happened.
     fn answer_laggard(&mut self, from: PeerId, status: &Status) {
         self.learn_losses(status.lost.iter().copied());
-        let news = self.news();
-        let Phase::Member(member) = &self.phase else { return };
-        let reply = Status {
+        if let Some(reply) = self.status() {
+            self.send(from, Message::Status(reply));
+        }
+    }
+
+    /// Where this member stands. Before its step has begun it names no attempt that could be met.
+    fn status(&self) -> Option<Status> {
+        let Phase::Member(member) = &self.phase else { return None };
+        let attempt = member.attempt.as_ref();
+        Some(Status {
             step: member.step,
             view: member.view.clone(),
-            begun: member.attempt.is_some(),
+            begun: attempt.is_some(),
             lost: as_losses(&member.lost),
-            holds: member.attempt.as_ref().is_some_and(|attempt| attempt.holds()),
-            attempt: member.attempt.as_ref().map_or(status.attempt, |attempt| attempt.id()),
-            news,
+            holds: attempt.is_some_and(Attempt::holds),
+            attempt: attempt.map_or(NO_ATTEMPT, Attempt::id),
+            news: self.news(),
             report: member.local.report.clone(),
-        };
-        self.send(from, Message::Status(reply));
+        })
     }
 
     fn take_status(&mut self, from: PeerId, status: Status) {
